@@ -1,0 +1,1 @@
+"""The jobs: what `atelier` and `python -m jobs` run. Each parses, loads the spec and calls the pipeline."""

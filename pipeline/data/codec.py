@@ -1,0 +1,96 @@
+"""Codecs: what turns a raw record into the tensor of one example and back, one class a `data.codec.kind`.
+
+Plain Python and NumPy, in whichever process needs it: Ray Data's workers encode, the driver fits, generation
+decodes. A codec's fitted state is JSON and travels in the manifest, the checkpoint and the registered model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.data.audio import LogMelCodec, MuLawCodec, WaveformCodec
+from pipeline.data.image import ImageCodec, RasterCodec
+from pipeline.data.layout import Layout, Modality
+from pipeline.data.text import BpeCodec, BytesCodec, CharactersCodec, TextCodec
+from pipeline.errors import CodecError
+from pipeline.spec import AnyCodecSpec
+
+
+class Codec(Protocol):
+    """A modality's map between raw records and examples.
+
+    Raw is a string, a picture uint8 `[H, W, C]` or mono sound float32 `[T]` in [-1, 1] at `layout.sample_rate_hz`.
+    """
+
+    modality: ClassVar[Modality]
+    needs_fit: ClassVar[bool]
+    extension: ClassVar[str]
+
+    @property
+    def spec(self) -> Any: ...
+
+    def fit(self, raws: Iterable[Any]) -> None:
+        """Learn from the training split. Raises: CodecError when nothing can be learned from it."""
+
+    def decode_payload(self, payload: Any, rate: int | None = None) -> Any:
+        """A record's payload as raw. Raises: CodecError with the reason when it cannot be decoded."""
+
+    def encode(self, raw: Any) -> np.ndarray:
+        """One example in the stored type: the layout's shape, or `[any]` for text in windows."""
+
+    def decode(self, example: np.ndarray) -> Any:
+        """Raw from one example in the model's representation (a network's integers or floats)."""
+
+    def layout(self, labels: tuple[str, ...] = ()) -> Layout:
+        """What a network learns of the examples, once the codec is fitted."""
+
+    def state(self) -> dict[str, Any]:
+        """Everything `codec_from_state` needs, of JSON types."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take over what `state` gave."""
+
+    def count_unknown(self, raw: Any) -> int:
+        """How many symbols of `raw` the codec cannot tell from each other (0 for all but characters)."""
+
+    def to_bytes(self, raw: Any) -> bytes:
+        """`raw` as the contents of a file with `extension`; the same raw, the same bytes."""
+
+
+CODECS: dict[str, Callable[[Any], Codec]] = {
+    "bytes": BytesCodec,
+    "characters": CharactersCodec,
+    "bpe": BpeCodec,
+    "image": ImageCodec,
+    "raster": RasterCodec,
+    "waveform": WaveformCodec,
+    "log_mel": LogMelCodec,
+    "mu_law": MuLawCodec,
+}
+
+_SPECS: TypeAdapter[Any] = TypeAdapter(AnyCodecSpec)
+
+
+def make_codec(spec: Any, single_document: bool = False) -> Codec:
+    """A codec of `spec.kind`, not fitted yet; a text corpus of a single document needs no token between documents.
+
+    Raises: CodecError when the spec's numbers do not fit together.
+    """
+    codec = CODECS[spec.kind](spec)
+    if single_document and isinstance(codec, TextCodec):
+        codec.separate_documents = False
+    return codec
+
+
+def codec_from_state(state: dict[str, Any]) -> Codec:
+    """The fitted codec that `Codec.state` described. Raises: CodecError when the state is not one."""
+    try:
+        codec = make_codec(_SPECS.validate_python(state["spec"]))
+        codec.restore(state)
+    except (KeyError, ValidationError) as error:
+        raise CodecError(f"this is not the state of a codec ({error}); prepare the corpus again") from None
+    return codec

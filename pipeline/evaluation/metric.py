@@ -1,0 +1,276 @@
+"""What a score is, and the one contract of every metric: sums that add up over workers, then scores.
+
+Plain PyTorch, on any worker. A metric yields `Sums` for the pieces of work that fall to its rank; the pieces are
+cut by the data alone, so the total does not depend on the number of workers. The driver adds them and `finish`es.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+
+from pipeline.data.codec import Codec
+from pipeline.data.layout import Layout
+from pipeline.data.shards import SplitArrays
+from pipeline.models.base import GenerativeModel, Sums
+from pipeline.progress import Progress, silent
+from pipeline.spec import RunSpec
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.features import Extractor
+
+Better = Literal["lower", "higher"]
+Interval = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A number with what it takes to compare it: unit, better direction, protocol and a 95% interval.
+
+    The interval is over held-out and generated examples (the seed of the training is fixed). Scores whose
+    protocols differ are not comparable.
+    """
+
+    value: float
+    unit: str = ""
+    better: Better | None = None
+    protocol: dict[str, Any] = field(default_factory=dict)
+    interval: Interval | None = None
+
+    def comparable_with(self, other: Score) -> bool:
+        """Whether both were taken in the same way: the same unit and the same protocol but for the seed."""
+        ours, theirs = ({**score.protocol, "seed": None} for score in (self, other))
+        return self.unit == other.unit and ours == theirs
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of JSON types."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Score:
+        """Undo `as_dict`, also after JSON."""
+        interval = values.get("interval")
+        return cls(**{**values, "interval": tuple(interval) if interval else None})
+
+
+@dataclass(frozen=True)
+class Definition:
+    """How a score is called, measured and read. `reading` is for someone who meets it for the first time."""
+
+    title: str
+    unit: str
+    better: Better | None
+    reading: str
+
+
+DEFINITIONS: dict[str, Definition] = {
+    "nll_nats": Definition(
+        "Negative log-likelihood",
+        "nats per example",
+        "lower",
+        "How surprised the model is by an example it never saw: the importance-weighted bound of Burda et al. (2016), "
+        "an upper bound on the true value that tightens as the number of draws grows. Published MNIST figures use it.",
+    ),
+    "elbo_nats": Definition(
+        "Evidence lower bound",
+        "nats per example",
+        "higher",
+        "What training maximises: reconstruction minus KL. It lies below minus the negative log-likelihood; the gap "
+        "is what the approximate posterior loses.",
+    ),
+    "kl_nats": Definition(
+        "KL to the prior",
+        "nats per example",
+        None,
+        "How much the latent code says about an example. Near zero, the decoder ignores the code (posterior "
+        "collapse); very large, samples from the prior look unlike reconstructions.",
+    ),
+    "reconstruction_mse": Definition(
+        "Reconstruction error",
+        "mean square per value",
+        "lower",
+        "Squared difference between an example and its reconstruction from the posterior's mean. For tokens, the share "
+        "whose likeliest symbol is wrong.",
+    ),
+    "active_units": Definition(
+        "Active latent units",
+        "units",
+        None,
+        "Latent dimensions whose posterior mean varies by more than 0.01 over the held-out set: the size of the code "
+        "that is in use.",
+    ),
+    "nats_per_token": Definition(
+        "Cross-entropy",
+        "nats per token",
+        "lower",
+        "Mean surprise at the next token. Comparable only between models with the same tokens.",
+    ),
+    "perplexity": Definition(
+        "Perplexity",
+        "tokens",
+        "lower",
+        "The model hesitates as if between this many equally likely next tokens: e to the cross-entropy.",
+    ),
+    "bits_per_char": Definition(
+        "Bits per character",
+        "bits per character",
+        "lower",
+        "Surprise spread over the characters of the text, so that models with different tokens compare.",
+    ),
+    "bits_per_byte": Definition(
+        "Bits per byte",
+        "bits per UTF-8 byte",
+        "lower",
+        "The same over bytes: what a compressor driven by this model would need. Plain 8-bit text is 8.",
+    ),
+    "wasserstein": Definition(
+        "Critic's gap",
+        "critic score",
+        "lower",
+        "The critic's mean score of held-out examples minus that of generated ones; with the gradient penalty an "
+        "estimate of the Wasserstein-1 distance. Its scale belongs to this critic: follow it within a run only.",
+    ),
+    "frechet": Definition(
+        "Fréchet distance",
+        "squared feature distance",
+        "lower",
+        "Distance between Gaussians fitted to features of real and generated examples. The features come from a small "
+        "classifier of this very corpus, so this is not an Inception FID: compare it with the floor below and with "
+        "runs on the same prepared data.",
+    ),
+    "frechet_floor": Definition(
+        "Fréchet floor",
+        "squared feature distance",
+        None,
+        "The same distance between two disjoint halves of real examples, as many as above: what a perfect model "
+        "would score.",
+    ),
+}
+"""Every score by its key without the split's prefix."""
+
+
+@dataclass
+class Subject:
+    """What is measured: a model with the held-out split, and the extractor where the corpus allows one.
+
+    `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...).
+    """
+
+    spec: RunSpec
+    layout: Layout
+    codec: Codec
+    model: GenerativeModel
+    arrays: SplitArrays
+    split: Mapping[str, Any]
+    device: torch.device
+    extractor: Extractor | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """Held-out examples that are scored: all, or the first `evaluation.max_examples`."""
+        rows = len(self.arrays.x)
+        cut = self.spec.evaluation.max_examples
+        return rows if cut is None else min(rows, cut)
+
+    def protocol(self, **more: Any) -> dict[str, Any]:
+        """What every score of this subject says of how it was taken."""
+        return {"split": self.spec.evaluation.split, "examples": self.num_rows, "seed": self.spec.seed, **more}
+
+
+class Metric(ABC):
+    """Sums over a subject that add up over workers, and the scores they make."""
+
+    name: str
+
+    @abstractmethod
+    def num_pieces(self, subject: Subject) -> int:
+        """Pieces of work over all ranks."""
+
+    @abstractmethod
+    def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
+        """The sums of each piece that falls to `rank`; which pieces there are must not depend on `world_size`."""
+
+    @abstractmethod
+    def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
+        """Scores, under keys without the split's prefix, from the sums of all ranks."""
+
+    def measure(self, subject: Subject, rank: int = 0, world_size: int = 1, progress: Progress = silent) -> Sums:
+        """The sums of this rank's pieces."""
+        total: Sums = {}
+        count = len(range(rank, self.num_pieces(subject), world_size))
+        for done, sums in enumerate(self.pieces(subject, rank, world_size), start=1):
+            add(total, sums)
+            progress(self.name, done, count, "")
+        return total
+
+
+def add(total: Sums, more: Sums) -> Sums:
+    """Add `more` to `total` in place, name by name."""
+    for name, value in more.items():
+        total[name] = total[name] + value if name in total else value
+    return total
+
+
+def in_block(block: int, sums: Sums) -> Sums:
+    """The sums under names of their own for `block`, so that an interval can be taken over blocks."""
+    return {f"{block}|{name}": value for name, value in sums.items()}
+
+
+def blocks_of(sums: Sums) -> list[Sums]:
+    """Undo `in_block`: the sums of each block, in the blocks' order."""
+    blocks: dict[int, Sums] = {}
+    for key, value in sums.items():
+        block, _, name = key.partition("|")
+        blocks.setdefault(int(block), {})[name] = value
+    return [blocks[block] for block in sorted(blocks)]
+
+
+def total_of(blocks: Sequence[Sums]) -> Sums:
+    """The sum of all blocks."""
+    total: Sums = {}
+    for block in blocks:
+        add(total, block)
+    return total
+
+
+FEWEST_BLOCKS = 5
+"""With fewer blocks than this a standard error says too little to be shown."""
+
+
+def with_intervals(
+    blocks: Sequence[Sums], scores: Callable[[Sums], dict[str, float]]
+) -> dict[str, tuple[float, Interval | None]]:
+    """Scores of all blocks together, each with its 95% interval by the delete-one-block jackknife.
+
+    Blocks should be of about equal size. Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap,
+    eq. 11.5.
+    """
+    values = scores(total_of(blocks))
+    count = len(blocks)
+    if count < FEWEST_BLOCKS:
+        return {name: (value, None) for name, value in values.items()}
+    without = [scores(total_of([*blocks[:block], *blocks[block + 1 :]])) for block in range(count)]
+    result: dict[str, tuple[float, Interval | None]] = {}
+    for name, value in values.items():
+        left_out = [scores_[name] for scores_ in without]
+        mean = math.fsum(left_out) / count
+        error = math.sqrt((count - 1) / count * math.fsum((other - mean) ** 2 for other in left_out))
+        half = student_t_975(count - 1) * error
+        result[name] = (value, (value - half, value + half) if math.isfinite(half) else None)
+    return result
+
+
+def student_t_975(degrees: int) -> float:
+    """The 97.5% quantile of Student's t, to 0.3% from 4 degrees on (Abramowitz and Stegun 1964, eq. 26.7.5)."""
+    z = 1.959963984540054
+    return (
+        z
+        + (z**3 + z) / (4 * degrees)
+        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
+        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
+    )

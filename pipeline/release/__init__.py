@@ -1,0 +1,1 @@
+"""Release: what MLflow records of a run, and the registry of models."""

@@ -1,0 +1,292 @@
+"""The registry: a trained bundle becomes a version of a registered model, and comes back as a folder.  [mlflow]
+
+The driver registers at the end of a run; generation and evaluation find and fetch. Everything goes through a client
+of a stated URI; MLflow's process-wide settings stay as they are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import RegistryError
+from pipeline.generation.sampling import CHECKSUMS, MANIFEST, SPEC, WEIGHTS, Bundle, load_bundle
+from pipeline.release.card import model_card
+from pipeline.release.tracking import Tracking, connect, explained, import_mlflow
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+    from mlflow.entities import LoggedModel
+    from mlflow.models import ModelSignature
+
+CHAMPION, CHALLENGER = "champion", "challenger"
+MODEL_FILE = Path(__file__).with_name("model_file.py")
+BUNDLE = "artifacts/bundle"
+"""Where MLflow puts the artifact named `bundle` in a model."""
+
+REQUIREMENTS = ("mlflow", "torch", "safetensors", "numpy", "pandas", "pyarrow", "pydantic", "PyYAML")
+REQUIREMENTS_OF_MODALITY = {"text": ("tokenizers",), "image": ("pillow",), "audio": ("soundfile", "soxr", "scipy")}
+
+
+@dataclass(frozen=True)
+class Registered:
+    """A version of a registered model."""
+
+    model_uri: str
+    version: str
+
+
+@dataclass(frozen=True)
+class Found:
+    """A model that a URI names. `location` is where its bundle is: a local folder, or what MLflow downloads."""
+
+    model_uri: str
+    location: str
+    name: str | None = None
+    version: str | None = None
+    run_id: str | None = None
+
+
+# --- registering ----------------------------------------------------------------------------------------------
+
+
+def register(tracking: Tracking, run_id: str, bundle: Path, name: str, metrics: Mapping[str, float]) -> Registered:
+    """Log `bundle` as a pyfunc model of the run and make it the next version of `name`.
+
+    The version gets the alias `challenger`, and `champion` when the model has none; `metrics` become its tags.
+    The bundle is loaded first, so that what is registered can be loaded. When a step fails, what the steps before
+    it made is deleted. Raises: RegistryError on a bad bundle, TrackingError.
+    """
+    loaded = load_bundle(bundle)
+    card = model_card(loaded.spec, loaded.manifest, metrics)
+    client = connect(tracking.uri)
+    with explained(f"{tracking.uri}: the model {name!r} cannot be registered"), contextlib.ExitStack() as undo:
+        model = _log_model(client, tracking, run_id, bundle, loaded, card, undo)
+        _make_registered_model(client, name, undo)
+        tags = {"atelier.weights_sha256": loaded.weights_sha256, "atelier.prepared": str(loaded.manifest["key"])}
+        tags |= {key: repr(float(value)) for key, value in metrics.items()}
+        version = client.create_model_version(
+            name,
+            # Not "models:/ID": the SQLite registry would look that up in the process-wide store.
+            source=model.artifact_location,
+            run_id=run_id,
+            model_id=model.model_id,
+            tags=tags,
+            description=card[:5000],  # as much as MLflow's column holds
+        ).version
+        undo.callback(client.delete_model_version, name, version)
+        aliases = client.get_registered_model(name).aliases
+        previous = aliases.get(CHALLENGER)
+        if previous is not None:
+            undo.callback(client.set_registered_model_alias, name, CHALLENGER, previous)
+        client.set_registered_model_alias(name, CHALLENGER, version)
+        if CHAMPION not in aliases:
+            client.set_registered_model_alias(name, CHAMPION, version)
+        undo.pop_all()
+    return Registered(f"models:/{name}/{version}", str(version))
+
+
+def _log_model(
+    client: MlflowClient,
+    tracking: Tracking,
+    run_id: str,
+    bundle: Path,
+    loaded: Bundle,
+    card: str,
+    undo: contextlib.ExitStack,
+) -> LoggedModel:
+    """The model, logged under the run.
+
+    `mlflow.pyfunc.log_model` does these steps too, but for the process-wide tracking URI, and it runs the model.
+    """
+    mlflow = import_mlflow()
+    modality = loaded.layout.modality
+    model: LoggedModel = client.create_logged_model(
+        tracking.experiment_id,
+        name="model",
+        source_run_id=run_id,
+        model_type="generative",
+        tags={"atelier.family": loaded.spec.model.family.kind, "atelier.modality": modality},
+    )
+    undo.callback(client.delete_logged_model, model.model_id)
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, copy = Path(temporary, "model"), Path(temporary, "bundle")
+        # MLflow keeps an artifact under its folder's own name, with all that lies in it.
+        copy.mkdir()
+        for file in (WEIGHTS, SPEC, MANIFEST, CHECKSUMS):
+            shutil.copy2(bundle / file, copy)
+        mlflow.pyfunc.save_model(
+            folder,
+            python_model=str(MODEL_FILE),
+            artifacts={"bundle": str(copy)},
+            signature=signature(modality),
+            input_example=_input_example(),
+            # Said outright: otherwise MLflow loads the model in a new process to see what it imports (half a minute).
+            pip_requirements=_requirements(modality),
+            mlflow_model=mlflow.models.Model(
+                artifact_path=model.artifact_location,
+                run_id=run_id,
+                model_uuid=model.model_id,
+                model_id=model.model_id,
+            ),
+        )
+        (folder / "README.md").write_text(card, encoding="utf-8")
+        client.log_model_artifacts(model.model_id, str(folder))
+    client.finalize_logged_model(model.model_id, "READY")
+    client.log_outputs(run_id, [mlflow.entities.LoggedModelOutput(model.model_id, step=0)])
+    return model
+
+
+def signature(modality: str) -> ModelSignature:
+    """What `predict` takes and gives: only `count` must be there."""
+    import_mlflow()
+    from mlflow.models import ModelSignature
+    from mlflow.types import ColSpec, DataType, Schema
+
+    wishes = [
+        ColSpec(DataType.long, "count"),
+        ColSpec(DataType.long, "seed", required=False),
+        ColSpec(DataType.double, "temperature", required=False),
+        ColSpec(DataType.long, "top_k", required=False),
+        ColSpec(DataType.double, "top_p", required=False),
+        ColSpec(DataType.long, "length", required=False),
+    ]
+    if modality == "text":
+        wishes.append(ColSpec(DataType.string, "prompt", required=False))
+    sample = DataType.string if modality == "text" else DataType.binary
+    return ModelSignature(
+        inputs=Schema(wishes),
+        outputs=Schema(
+            [ColSpec(sample, "sample"), ColSpec(DataType.string, "media_type"), ColSpec(DataType.long, "seed")]
+        ),
+    )
+
+
+def _input_example() -> Any:
+    import pandas as pd
+
+    example: dict[str, Any] = {"count": [2], "seed": [7], "temperature": [1.0]}
+    return pd.DataFrame(example)
+
+
+def _requirements(modality: str) -> list[str]:
+    """Pins of what is installed. This package itself is not among them: it comes from its repository, and an index
+    may have another of that name."""
+    names = (*REQUIREMENTS, *REQUIREMENTS_OF_MODALITY[modality])
+    pins = []
+    for name in names:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            # "2.13.0+cpu" is a build that only its own index has.
+            pins.append(f"{name}=={importlib.metadata.version(name).partition('+')[0]}")
+    return pins
+
+
+def _make_registered_model(client: MlflowClient, name: str, undo: contextlib.ExitStack) -> None:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.create_registered_model(name)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    else:
+        undo.callback(client.delete_registered_model, name)
+
+
+# --- finding --------------------------------------------------------------------------------------------------
+
+
+def fetch(model_uri: str, tracking_uri: str, into: Path) -> Path:
+    """The folder of the bundle that `model_uri` names; downloaded below `into` unless it is on this machine.
+
+    Takes `models:/NAME@alias`, `models:/NAME/3`, `models:/NAME` (the latest), `runs:/RUN`, or a folder that is or
+    holds a bundle. Raises: RegistryError with the names that exist, TrackingError.
+    """
+    return download(find(model_uri, tracking_uri), tracking_uri, into)
+
+
+def find(model_uri: str, tracking_uri: str) -> Found:
+    """Which model a URI names, and where its bundle is. Raises: RegistryError with what exists, TrackingError."""
+    if model_uri.startswith("models:/"):
+        return _find_version(model_uri, tracking_uri)
+    if model_uri.startswith("runs:/"):
+        return _find_in_run(model_uri, tracking_uri)
+    folder = Path(model_uri).expanduser()
+    for candidate in (folder, folder / "bundle", folder / BUNDLE):
+        if (candidate / CHECKSUMS).is_file():
+            return Found(model_uri, str(candidate.resolve()))
+    what = f"has no {CHECKSUMS}" if folder.is_dir() else "is not there"
+    raise RegistryError(
+        f"model {model_uri!r}: the folder {what}; write models:/NAME@champion, models:/NAME/3, runs:/RUN_ID, or the "
+        "folder of a bundle"
+    )
+
+
+def download(found: Found, tracking_uri: str, into: Path) -> Path:
+    """The local folder of a found bundle. Raises: RegistryError when it is no longer there, TrackingError."""
+    location = found.location.removeprefix("file://")
+    if "://" not in location and "mlflow-artifacts:" not in location:
+        if not Path(location, CHECKSUMS).is_file():
+            raise RegistryError(f"{found.model_uri}: its files are no longer at {location}; restore or register again")
+        return Path(location)
+    mlflow = import_mlflow()
+    with explained(f"{found.model_uri}: the model at {location} cannot be downloaded"):
+        path: str = mlflow.artifacts.download_artifacts(location, dst_path=str(into), tracking_uri=tracking_uri)
+    return Path(path)
+
+
+def _find_version(model_uri: str, tracking_uri: str) -> Found:
+    match = re.fullmatch(r"models:/([^/@]+)(?:@([^/@]+)|/(\d+|latest))?", model_uri)
+    if not match:
+        raise RegistryError(f"model {model_uri!r}: write models:/NAME@champion, models:/NAME/3 or models:/NAME")
+    name, alias, number = match.groups()
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: {model_uri} cannot be looked up"):
+        models = {model.name: model for model in client.search_registered_models()}
+        if name not in models:
+            names = ", ".join(sorted(models)) or "none is registered yet"
+            raise RegistryError(f"{model_uri}: no model {name!r} in {tracking_uri}; there: {names}")
+        versions = {str(item.version): item for item in client.search_model_versions(f"name = '{name}'")}
+        aliases = dict(client.get_registered_model(name).aliases)
+        if alias:
+            wanted = str(aliases.get(alias, ""))
+        else:
+            wanted = number if number and number != "latest" else max(versions, key=int, default="")
+        if wanted not in versions:
+            raise RegistryError(
+                f"{model_uri}: there is none; {name!r} in {tracking_uri} has the versions "
+                f"{', '.join(sorted(versions, key=int)) or 'none'} and the aliases "
+                f"{', '.join(f'{key} (version {value})' for key, value in sorted(aliases.items())) or 'none'}"
+            )
+        version = versions[wanted]
+        if version.model_id:
+            root = client.get_logged_model(version.model_id).artifact_location
+        else:  # registered by other means than `register`
+            root = client.get_model_version_download_uri(name, wanted)
+    return Found(f"models:/{name}/{wanted}", f"{root.rstrip('/')}/{BUNDLE}", name, wanted, version.run_id)
+
+
+def _find_in_run(model_uri: str, tracking_uri: str) -> Found:
+    run_id = model_uri.removeprefix("runs:/").split("/", 1)[0]
+    client = connect(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
+    with explained(f"{tracking_uri}: {model_uri} cannot be looked up"):
+        try:
+            run = client.get_run(run_id)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            raise RegistryError(f"{model_uri}: no run {run_id!r} in {tracking_uri}; look in 'mlflow ui'") from None
+        outputs = run.outputs.model_outputs if run.outputs else []
+        if not outputs:
+            raise RegistryError(f"{model_uri}: the run made no model (its status is {run.info.status})")
+        root = client.get_logged_model(outputs[-1].model_id).artifact_location
+    return Found(model_uri, f"{root.rstrip('/')}/{BUNDLE}", run_id=run_id)

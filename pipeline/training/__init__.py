@@ -1,0 +1,1 @@
+"""Training: one plain PyTorch loop, and what launches it."""

@@ -1,0 +1,236 @@
+"""Launching a training from the driver: as a Ray Train run, or in this process, and following its progress.  [ray]
+
+The same name and storage resume by themselves: Ray Train finds the run's last checkpoint in its folder.
+"""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+import pipeline.errors
+from pipeline.data.shards import Prepared
+from pipeline.errors import TrainingFailedError
+from pipeline.progress import Progress
+from pipeline.release.tracking import RunRecorder
+from pipeline.spec import RunSpec
+from pipeline.storage import Store
+from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
+from pipeline.training.session import Session
+from pipeline.training.steps import Stepper
+
+POLL_SECONDS = 0.25
+
+
+@dataclass
+class Trained:
+    """A training that reached its limit: where it ended, the weights for scores, and when its first step began."""
+
+    step: int
+    seconds: float
+    weights: dict[str, Tensor]
+    first_step_at: float | None
+    metrics: dict[str, float] = field(default_factory=dict)
+
+
+def train_with_ray(
+    spec: RunSpec,
+    prepared: Prepared,
+    store: Store,
+    run_key: str,
+    tracking_uri: str | None,
+    run_id: str | None,
+    progress: Progress,
+) -> Trained:
+    """Train on Ray Train workers, from the last checkpoint of `run_key` if there is one.
+
+    Raises: the AtelierError of a worker, or TrainingFailedError when workers failed oftener than
+    `training.max_failures`.
+    """
+    import ray.train
+    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+    from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
+
+    from pipeline.ray_session import gpus
+    from pipeline.training.worker import WorkerConfig, train_worker
+
+    training = spec.training
+    use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
+    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id)
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config=config.as_dict(),
+        scaling_config=ScalingConfig(
+            num_workers=training.num_workers,
+            use_gpu=use_gpu,
+            resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
+        ),
+        run_config=RunConfig(
+            name=run_key,
+            storage_path=store.path("training"),
+            storage_filesystem=None if store.is_local else store.filesystem,
+            failure_config=FailureConfig(max_failures=training.max_failures),
+            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
+        ),
+    )
+    with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:
+        try:
+            result = trainer.fit()
+        except RayTrainingFailedError as error:
+            raise _cause_of(error) from error
+    value: dict[str, Any] = result.return_value or {}
+    if "failure" in value:
+        raise getattr(pipeline.errors, value["failure"])(value["message"])
+    if result.checkpoint is None:
+        raise TrainingFailedError(f"{run_key}: training ended without a checkpoint; see {result.path}")
+    with result.checkpoint.as_directory() as folder:
+        weights = load_scoring_weights(Path(folder))
+    metrics = {k: v for k, v in (result.metrics or {}).items() if isinstance(v, float)}
+    step = int(value.get("step", (result.metrics or {}).get("step", 0)))
+    return Trained(step, float(value.get("seconds", 0.0)), weights, follower.first_step_at, metrics)
+
+
+def _cause_of(error: Exception) -> Exception:
+    """The AtelierError that a worker raised, or a summary of what Ray says."""
+    failures = getattr(error, "worker_failures", None) or {}
+    for rank, failure in failures.items():
+        cause = getattr(failure, "base_exc", failure)
+        seen = cause
+        while seen is not None:
+            if isinstance(seen, pipeline.errors.AtelierError):
+                return type(seen)(f"worker {rank}: {seen}")
+            seen = getattr(seen, "cause", None) or seen.__cause__
+    lines = [line for line in str(error).strip().splitlines() if line.strip()]
+    return TrainingFailedError(f"training failed after its restarts: {lines[-1] if lines else type(error).__name__}")
+
+
+class _Follower:
+    """A thread that shows what rank 0 tells while `fit` blocks."""
+
+    def __init__(self, run_key: str, steps: int, max_seconds: float | None, progress: Progress) -> None:
+        self.run_key, self.steps, self.max_seconds, self.progress = run_key, steps, max_seconds, progress
+        self.first_step_at: float | None = None
+        self.started = time.time()
+        self.stop = threading.Event()
+        self.thread = threading.Thread(target=self._follow, name="atelier-progress", daemon=True)
+
+    def __enter__(self) -> _Follower:
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop.set()
+        self.thread.join()
+
+    def _follow(self) -> None:
+        from pipeline.training.worker import told
+
+        while True:
+            ending = self.stop.wait(POLL_SECONDS)
+            values = told(self.run_key)
+            if values and values["first_step_at"] and values["first_step_at"] >= self.started - 1:
+                self.first_step_at = self.first_step_at or values["first_step_at"]
+                self.progress("train", values["step"], self.steps, describe(values, self.steps, self.max_seconds))
+            else:
+                waited = time.time() - self.started
+                self.progress("train", 0, self.steps, f"waiting for Ray Train's workers, {waited:.0f} s")
+            if ending:
+                return
+
+
+def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:
+    """One line of progress: speed, losses, time left."""
+    metrics: dict[str, float] = values["metrics"]
+    parts: list[str] = []
+    if "train/examples_per_second" in metrics:
+        parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
+    hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second")
+    shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in hidden]
+    parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
+    rate = metrics.get("train/steps_per_second", 0.0)
+    if rate > 0:
+        left = (steps - values["step"]) / rate
+        if max_seconds is not None:
+            left = min(left, max_seconds - values["seconds"])
+        parts.append(f"{max(0.0, left):.0f} s left")
+    return ", ".join(parts)
+
+
+class LocalHooks:
+    """Reports and checkpoints of a training in this process: MLflow where given, files, a callback."""
+
+    def __init__(
+        self,
+        spec: RunSpec,
+        folder: Path | None = None,
+        recorder: RunRecorder | None = None,
+        on_report: Callable[[Position, dict[str, float]], None] | None = None,
+    ) -> None:
+        self.spec, self.folder, self.recorder, self.on_report = spec, folder, recorder, on_report
+        self.metrics: dict[str, float] = {}
+
+    def report(self, at: Position, metrics: dict[str, float]) -> None:
+        self.metrics |= metrics
+        if self.recorder is not None:
+            self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
+        if self.on_report is not None:
+            self.on_report(at, metrics)
+
+    def checkpoint(self, at: Position, stepper: Stepper) -> None:
+        if self.folder is None:
+            return
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
+            save_checkpoint(Path(temporary, "new"), stepper, stepper.global_carry(), at, self.spec)
+            target = self.folder / f"step-{at.step:08d}"
+            shutil.rmtree(target, ignore_errors=True)
+            Path(temporary, "new").rename(target)
+        for old in local_checkpoints(self.folder)[: -self.spec.training.keep_checkpoints]:
+            shutil.rmtree(old)
+
+
+def local_checkpoints(folder: Path) -> list[Path]:
+    """Checkpoints that `LocalHooks` wrote into `folder`, oldest first."""
+    return sorted(folder.glob("step-*"))
+
+
+def train_in_process(
+    spec: RunSpec,
+    prepared: Prepared,
+    store: Store,
+    run_key: str,
+    tracking_uri: str | None,
+    run_id: str | None,
+    progress: Progress,
+) -> Trained:
+    """Train in this process, without Ray Train (`training.num_workers: 0`). Raises: NonFiniteLossError."""
+    folder = store.local_path("training", run_key)
+    found = local_checkpoints(folder)
+    device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
+    if spec.training.threads_per_worker:
+        torch.set_num_threads(spec.training.threads_per_worker)
+    session = Session(spec, prepared, device, resume_from=found[-1] if found else None)
+    recorder = RunRecorder(tracking_uri, run_id, system_metrics=True) if tracking_uri and run_id else None
+
+    def show(at: Position, metrics: dict[str, float]) -> None:
+        values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}
+        progress("train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds))
+
+    hooks = LocalHooks(spec, folder, recorder, show)
+    first_step_at = time.time()
+    try:
+        end = session.run(hooks)
+    finally:
+        if recorder is not None:
+            recorder.close()
+    return Trained(end.step, end.seconds, session.stepper.scoring_weights(), first_step_at, hooks.metrics)

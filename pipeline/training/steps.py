@@ -1,0 +1,250 @@
+"""One training step: every phase of a model, its optimiser, the schedule, clipping and the moving average.
+
+Plain PyTorch, in every training worker. All randomness of step s is derived from (seed, s), so that the
+step's number is all that has to be saved of it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from pipeline.data.batches import Batches
+from pipeline.errors import NonFiniteLossError
+from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, StepContext, make_generator
+from pipeline.spec import TrainingSpec
+
+
+def make_optimizer(parameters: list[nn.Parameter], training: TrainingSpec, lr_scale: float) -> torch.optim.Optimizer:
+    """The optimiser of one phase. SGD with momentum 0 is plain gradient descent."""
+    lr, decay = training.lr * lr_scale, training.weight_decay
+    if training.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
+    if training.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
+    if training.optimizer == "rmsprop":
+        return torch.optim.RMSprop(parameters, lr=lr, momentum=training.momentum, weight_decay=decay)
+    return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=decay)
+
+
+def lr_share(training: TrainingSpec, step: int, progress: float) -> float:
+    """The share of the peak learning rate at a step: linear warm-up, then cosine (Loshchilov and Hutter 2017)
+    over the progress in [0, 1], down to `final_lr_share`; or constant."""
+    share = 1.0
+    if training.schedule == "cosine":
+        floor = training.final_lr_share
+        share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
+    if training.warmup_steps:
+        share *= min(1.0, (step + 1) / training.warmup_steps)
+    return share
+
+
+class _PhaseModule(nn.Module):
+    """One phase of a model as a module of its own: what DistributedDataParallel wraps.
+
+    Wrapped while only the phase's parameters require gradients, each wrapper reduces just those. One wrapper
+    over the whole model would need `find_unused_parameters`, a search of the graph in every step.
+    """
+
+    def __init__(self, model: GenerativeModel, phase: str) -> None:
+        super().__init__()
+        self.model, self.phase = model, phase
+
+    def forward(self, batch: Batch | None, context: StepContext) -> Output:
+        output: Output = self.model(batch, self.phase, context)
+        return output
+
+
+class Stepper:
+    """Trains a model by steps; holds all that changes: weights, moving average, optimisers, carried state.
+
+    `batch_size` in `training` is global: this rank sees a slice of it. With more than one worker a process
+    group must be initialised, and gradients are averaged over it.
+    """
+
+    def __init__(
+        self,
+        model: GenerativeModel,
+        training: TrainingSpec,
+        seed: int,
+        device: torch.device | str = "cpu",
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.model = model.to(device).train()
+        self.training, self.seed = training, seed
+        self.device, self.rank, self.world_size = torch.device(device), rank, world_size
+        self.local_batch = training.batch_size // world_size
+        self.phases = model.phases()
+        self.batches_per_step = sum(phase.repeats for phase in self.phases if phase.needs_data)
+        self.carry: tuple[Tensor, ...] | None = None
+        self.members = {phase.name: self._members(phase) for phase in self.phases}
+        self.optimizers = {
+            phase.name: make_optimizer(list(self.members[phase.name].values()), training, phase.lr_scale)
+            for phase in self.phases
+        }
+        self.modules = {phase.name: self._wrapped(phase) for phase in self.phases}
+        self.average = self._start_average()
+
+    def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
+        return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
+
+    def _only(self, phase: Phase) -> None:
+        """Let only the phase's parameters require gradients."""
+        if len(self.phases) > 1:
+            members = self.members[phase.name]
+            for name, parameter in self.model.named_parameters():
+                parameter.requires_grad_(name in members)
+
+    def _wrapped(self, phase: Phase) -> nn.Module:
+        module = _PhaseModule(self.model, phase.name)
+        if self.world_size == 1:
+            return module
+        self._only(phase)
+        ids = [self.device.index or 0] if self.device.type == "cuda" else None
+        # No buffers: no model here has any that change. `gradient_as_bucket_view` saves a copy of the gradients.
+        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+
+    def _start_average(self) -> dict[str, Tensor]:
+        if self.training.ema_decay == 0:
+            return {}
+        prefixes = self.model.averaged
+        return {n: p.detach().clone() for n, p in self.model.named_parameters() if n.startswith(prefixes)}
+
+    def step(self, number: int, batches: Batches, progress: float) -> dict[str, Tensor]:
+        """Run every phase of step `number` and return this rank's detached means.
+
+        Raises: NonFiniteLossError, on a CPU before the weights are touched; on a GPU, where looking would stall
+        the device, `check_finite` finds it at the next report.
+        """
+        means: dict[str, Tensor] = {}
+        share = lr_share(self.training, number, progress)
+        taken = number * self.batches_per_step
+        for place, phase in enumerate(self.phases):
+            self._only(phase)
+            optimizer = self.optimizers[phase.name]
+            for group in optimizer.param_groups:
+                group["lr"] = self.training.lr * phase.lr_scale * share
+            for repeat in range(phase.repeats):
+                batch = None
+                if phase.needs_data:
+                    batch, taken = batches.batch(taken), taken + 1
+                generator = make_generator(self.seed, "noise", number, place, repeat, device=self.device)
+                noise = Noise(generator, self.rank, self.world_size)
+                context = StepContext(noise, self.local_batch, progress, self.carry)
+                output: Output = self.modules[phase.name](batch, context)
+                if self.device.type == "cpu":
+                    self._check(output.loss, phase.name, number, batch)
+                optimizer.zero_grad(set_to_none=True)
+                output.loss.backward()
+                if self.training.clip_norm is not None:
+                    members = self.members[phase.name].values()
+                    means[f"{phase.name}_grad_norm"] = nn.utils.clip_grad_norm_(members, self.training.clip_norm)
+                optimizer.step()
+                if output.carry is not None:
+                    self.carry = output.carry
+                means.update(output.means)
+        self._update_average(number)
+        return means
+
+    def _check(self, loss: Tensor, phase: str, number: int, batch: Batch | None) -> None:
+        if not math.isfinite(loss.item()):
+            rows = "" if batch is None else f" on rows {batch.index[:8].tolist()}… of the training split"
+            raise NonFiniteLossError(
+                f"the loss of phase '{phase}' is {loss.item()} at step {number} (rank {self.rank}){rows}; lower "
+                "training.lr, set training.clip_norm, or look at these rows"
+            )
+
+    def check_finite(self, means: dict[str, float], number: int) -> None:
+        """Raises: NonFiniteLossError when a reported mean is not finite."""
+        for name, value in means.items():
+            if not math.isfinite(value):
+                raise NonFiniteLossError(
+                    f"{name} is {value} at or before step {number} (rank {self.rank}); lower training.lr or set "
+                    "training.clip_norm"
+                )
+
+    @torch.no_grad()
+    def _update_average(self, number: int) -> None:
+        if not self.average:
+            return
+        # The average of a short history must not be the initialisation (Kingma and Ba 2015, section 3, in effect).
+        decay = min(self.training.ema_decay, (1 + number) / (10 + number))
+        parameters = dict(self.model.named_parameters())
+        torch._foreach_lerp_(list(self.average.values()), [parameters[n] for n in self.average], 1 - decay)
+
+    @contextlib.contextmanager
+    def averaged_weights(self) -> Iterator[GenerativeModel]:
+        """The model in evaluation mode with the averaged weights (where there are any) in place."""
+        parameters = dict(self.model.named_parameters())
+        kept = {name: parameters[name].detach().clone() for name in self.average}
+        try:
+            with torch.no_grad():
+                for name, value in self.average.items():
+                    parameters[name].copy_(value)
+            self.model.eval()
+            yield self.model
+        finally:
+            with torch.no_grad():
+                for name, value in kept.items():
+                    parameters[name].copy_(value)
+            self.model.train()
+
+    # --- state ----------------------------------------------------------------------------------------------
+
+    def weights(self) -> dict[str, Tensor]:
+        return {name: value.detach() for name, value in self.model.state_dict().items()}
+
+    def scoring_weights(self) -> dict[str, Tensor]:
+        """The weights that scores and samples use: averaged where there is an average."""
+        return {**self.weights(), **self.average}
+
+    def optimizer_tensors(self) -> dict[str, Tensor]:
+        """Every tensor of every optimiser, under `phase/parameter number/name`."""
+        return {
+            f"{phase}/{number}/{name}": value
+            for phase, optimizer in self.optimizers.items()
+            for number, state in optimizer.state_dict()["state"].items()
+            for name, value in state.items()
+            if isinstance(value, Tensor)
+        }
+
+    def global_carry(self) -> tuple[Tensor, ...]:
+        """The carried state of all lanes `[batch_size, layers, hidden]`, gathered from all ranks (a collective)."""
+        if self.carry is None:
+            return ()
+        if self.world_size == 1:
+            return self.carry
+        gathered: list[Tensor] = []
+        for part in self.carry:
+            parts = [torch.empty_like(part) for _ in range(self.world_size)]
+            dist.all_gather(parts, part.contiguous())
+            gathered.append(torch.stack(parts, dim=1).flatten(0, 1))  # lane i belongs to rank i % W
+        return tuple(gathered)
+
+    def load(
+        self,
+        weights: dict[str, Tensor],
+        average: dict[str, Tensor],
+        optimizer_tensors: dict[str, Tensor],
+        carry: tuple[Tensor, ...],
+    ) -> None:
+        """Take up a saved state, of any number of workers."""
+        self.model.load_state_dict(weights)
+        self.average = {name: average[name].to(self.device) for name in self.average}
+        for phase, optimizer in self.optimizers.items():
+            state: dict[int, dict[str, Any]] = {}
+            for key, value in optimizer_tensors.items():
+                owner, number, name = key.split("/")
+                if owner == phase:
+                    state.setdefault(int(number), {})[name] = value
+            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
+        if carry:
+            self.carry = tuple(part[self.rank :: self.world_size].to(self.device).contiguous() for part in carry)

@@ -1,0 +1,460 @@
+"""The whole path of one run: prepare, train, score, record, register, report.  [ray] [mlflow]
+
+Runs in the driver. Each stage leaves what the next needs in the storage, so that the same call after a crash
+goes on where it stopped: a prepared set is found, a training resumes, a finished bundle is not trained again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pipeline.errors import AtelierError, PreparedDataError
+from pipeline.progress import Progress, silent
+from pipeline.spec import RunSpec, flatten
+from pipeline.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from pipeline.data.shards import Prepared
+    from pipeline.evaluation.metric import Score
+    from pipeline.release.tracking import RunRecorder, Tracking
+
+NUM_SAMPLES = 64
+"""Samples drawn for the MLflow run and the report."""
+NUM_SAMPLES_RECURRENT = 8
+
+NOT_IDENTITY = {
+    "storage": True,
+    "tracking": True,
+    "registry": True,
+    "evaluation": True,
+    "training": {
+        "num_workers",
+        "threads_per_worker",
+        "use_gpu",
+        "report_every",
+        "checkpoint_every",
+        "validate_every",
+        "keep_checkpoints",
+        "max_failures",
+    },
+}
+"""Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""
+
+Result = TypeVar("Result")
+
+
+@dataclass
+class Outcome:
+    """What a job tells its caller in its last line of output."""
+
+    run_id: str | None = None
+    model_uri: str | None = None
+    model_version: str | None = None
+    metrics: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=dict)
+    examples_per_second: float | None = None
+    prepared: str | None = None
+    report: str | None = None
+
+    def as_json(self) -> str:
+        return json.dumps(vars(self), ensure_ascii=False)
+
+
+class Stopwatch:
+    """Seconds by stage; `since` is when the process started, so that imports count."""
+
+    def __init__(self, since: float | None = None) -> None:
+        self.started = since or time.time()
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        start = time.time()
+        try:
+            yield
+        finally:
+            self.add(name, time.time() - start)
+
+    def add(self, name: str, seconds: float) -> None:
+        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
+
+    def with_total(self) -> dict[str, float]:
+        return {**self.seconds, "total": round(time.time() - self.started, 2)}
+
+
+class _Beside(threading.Thread):
+    """A call in a thread of its own, beside what also waits; `result` waits for it and raises what it raised."""
+
+    def __init__(self, call: Callable[[], Any]) -> None:
+        super().__init__(daemon=True)
+        self.call = call
+        self.value: Any = None
+        self.error: BaseException | None = None
+        self.start()
+
+    def run(self) -> None:
+        try:
+            self.value = self.call()
+        except BaseException as error:  # raised again in the caller's thread
+            self.error = error
+
+    def result(self) -> Any:
+        self.join()
+        if self.error is not None:
+            raise self.error
+        return self.value
+
+
+def run_key(spec: RunSpec, prepared_key: str, store: Store) -> str:
+    """The folder name of the run: that of the newest unfinished run of this spec and data, or a new one."""
+    identity = json.dumps([spec.model_dump(mode="json", exclude=NOT_IDENTITY), prepared_key], sort_keys=True)
+    stem = f"{spec.name}-{hashlib.sha256(identity.encode()).hexdigest()[:8]}-"
+    numbers = [int(name.removeprefix(stem)) for name in store.list_names("runs") if name.startswith(stem)]
+    newest = max(numbers, default=0)
+    if newest and read_state(store, f"{stem}{newest}").get("status") != "finished":
+        return f"{stem}{newest}"
+    return f"{stem}{newest + 1}"
+
+
+def read_state(store: Store, key: str) -> dict[str, Any]:
+    """What the run's folder says of it; empty when it has not begun."""
+    if not store.exists("runs", key, "run.json"):
+        return {}
+    state: dict[str, Any] = store.read_json("runs", key, "run.json")
+    return state
+
+
+def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None = None) -> tuple[Prepared, Stopwatch]:
+    """Prepare the corpus of `spec`, or find it prepared."""
+    from pipeline.data.prepare import prepare
+    from pipeline.ray_session import ray_session
+
+    watch = Stopwatch()
+    store = open_store(spec.storage)
+    store.check_writable()
+    progress("start", 0, None, "starting Ray")
+    start = time.time()
+    with ray_session(address):
+        watch.add("ray_start", time.time() - start)
+        with watch.stage("prepare"):
+            prepared = prepare(spec, store, progress)
+    return prepared, watch
+
+
+def train_job(
+    spec: RunSpec, progress: Progress = silent, address: str | None = None, since: float | None = None
+) -> Outcome:
+    """Prepare, train, score, record, register and report `spec`; or finish what an earlier call began.
+
+    Raises: AtelierError; the MLflow run is then FAILED, or KILLED when the user stopped it, and the same call
+    continues it.
+    """
+    watch = Stopwatch(since)
+    if since is not None:
+        watch.add("imports", time.time() - since)
+    store = open_store(spec.storage)
+    store.check_writable()
+    _check_source(spec)
+    progress("start", 0, None, "starting Ray, opening MLflow")
+
+    def tracking_opened() -> Tracking:
+        from pipeline.release.tracking import open_tracking
+
+        return open_tracking(spec, store)
+
+    opening = _Beside(tracking_opened)
+    start = time.time()
+    from pipeline.ray_session import ray_session
+
+    with ray_session(address):
+        watch.add("ray_start", time.time() - start)
+        from pipeline.data.prepare import prepare
+
+        with watch.stage("prepare"):
+            prepared = prepare(spec, store, progress)
+        with watch.stage("tracking"):
+            tracking = opening.result()
+        return _train_and_after(spec, store, prepared, tracking, progress, watch)
+
+
+def _check_source(spec: RunSpec) -> None:
+    """Find a corpus that is not there before Ray is started."""
+    from pipeline.data.corpus import open_corpus
+    from pipeline.data.codec import CODECS
+
+    open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
+
+
+def _train_and_after(
+    spec: RunSpec, store: Store, prepared: Prepared, tracking: Tracking, progress: Progress, watch: Stopwatch
+) -> Outcome:
+    from pipeline.release.tracking import RunRecorder, start_or_continue_run
+
+    key = run_key(spec, prepared.key, store)
+    with watch.stage("tracking"):
+        run_id = start_or_continue_run(
+            tracking, spec, key, key, {"atelier.prepared": prepared.key, "atelier.run": store.path("runs", key)}
+        )
+    recorder = RunRecorder(tracking.uri, run_id)
+    store.write_json({"status": "running", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
+    try:
+        outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch)
+    except AtelierError as error:
+        recorder.log_tags({"atelier.error": str(error)[:500]})
+        recorder.finish("FAILED")
+        raise
+    except (KeyboardInterrupt, SystemExit):
+        recorder.finish("KILLED")
+        raise
+    recorder.finish("FINISHED")
+    store.write_json({"status": "finished", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
+    outcome.seconds = watch.with_total()
+    return outcome
+
+
+def _stages(
+    spec: RunSpec,
+    store: Store,
+    prepared: Prepared,
+    tracking: Tracking,
+    run_id: str,
+    key: str,
+    recorder: RunRecorder,
+    progress: Progress,
+    watch: Stopwatch,
+) -> Outcome:
+    import ray
+
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.release.registry import register
+    from pipeline.release.tracking import metric_history, versions
+
+    outcome = Outcome(run_id=run_id, prepared=prepared.key)
+    # Recorded beside the launch of the workers, which takes longer and needs none of it.
+    noting = _Beside(lambda: _record_inputs(spec, prepared, recorder))
+    folder = store.child("runs", key, "bundle")
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = folder.local_path() if store.is_local else Path(temporary, "bundle")
+        if not folder.exists("checksums.json"):
+            _train(spec, store, prepared, tracking, run_id, key, bundle, progress, watch)
+            if not store.is_local:
+                _copy_folder(bundle, folder)
+        elif not store.is_local:
+            _fetch_folder(folder, bundle)
+        noting.result()
+
+        with watch.stage("evaluate"):
+            scores = evaluate(spec, prepared, bundle, progress)
+        outcome.metrics = {name: score.value for name, score in scores.items()}
+        store.write_json({name: score.as_dict() for name, score in scores.items()}, "runs", key, "scores.json")
+        recorder.log_metrics(outcome.metrics, 0)
+        recorder.log_json({name: score.as_dict() for name, score in scores.items()}, "scores.json")
+
+        progress("report", 0, None, "samples, report")
+        history = metric_history(tracking.uri, run_id)
+        speeds = [row["train/examples_per_second"] for row in history if "train/examples_per_second" in row]
+        outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
+        with watch.stage("report"):
+            samples, sheet = _samples(spec, bundle, recorder, progress)
+        if spec.registry.name is not None:
+            progress("register", 0, None, spec.registry.name)
+            with watch.stage("register"):
+                registered = register(tracking, run_id, bundle, spec.registry.name, outcome.metrics)
+            outcome.model_uri, outcome.model_version = registered.model_uri, registered.version
+        with watch.stage("report"):
+            outcome.report = _report(
+                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), outcome
+            )
+    ray.experimental.internal_kv._internal_kv_del(key.encode(), namespace=b"atelier")
+    return outcome
+
+
+def _record_inputs(spec: RunSpec, prepared: Prepared, recorder: RunRecorder) -> None:
+    from pipeline.release.tracking import versions
+
+    recorder.log_params(flatten(spec.as_dict()))
+    recorder.log_text(spec.as_yaml(), "spec.yaml")
+    recorder.log_json(prepared.manifest.as_dict(), "manifest.json")
+    recorder.log_json(versions(), "versions.json")
+
+
+def _train(
+    spec: RunSpec,
+    store: Store,
+    prepared: Prepared,
+    tracking: Tracking,
+    run_id: str,
+    key: str,
+    bundle: Path,
+    progress: Progress,
+    watch: Stopwatch,
+) -> None:
+    from pipeline.generation.sampling import save_bundle
+    from pipeline.training.launch import train_in_process, train_with_ray
+
+    launch = train_in_process if spec.training.num_workers == 0 else train_with_ray
+    begun = time.time()
+    trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress)
+    first_step_at = trained.first_step_at or begun
+    watch.add("launch", first_step_at - begun)
+    watch.add("to_first_step", first_step_at - watch.started)
+    watch.add("train", time.time() - first_step_at)
+    save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
+
+
+def _samples(
+    spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress
+) -> tuple[list[Any], bytes | None]:
+    """Draw samples and record them: pictures, texts or playable sound."""
+    from pipeline.generation.sampling import SamplingOptions, draw, load_bundle, overview
+
+    loaded = load_bundle(bundle)
+    recurrent = spec.model.family.kind == "rnn"
+    options = SamplingOptions(length=512 if recurrent and loaded.layout.continuous else None)
+    count = NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES
+    samples = draw(loaded, count, spec.seed, options)
+    sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, sample in enumerate(samples[:16]):
+            Path(folder, f"{number:02d}{loaded.codec.extension}").write_bytes(loaded.codec.to_bytes(sample))
+        if sheet is not None:
+            Path(folder, "overview.png").write_bytes(sheet)
+        recorder.log_folder(Path(folder), "samples")
+    return samples, sheet
+
+
+def _report(
+    spec: RunSpec,
+    store: Store,
+    prepared: Prepared,
+    key: str,
+    history: list[dict[str, float]],
+    scores: dict[str, Score],
+    samples: list[Any],
+    sheet: bytes | None,
+    watch: Stopwatch,
+    recorder: RunRecorder,
+    versions: dict[str, str],
+    outcome: Outcome,
+) -> str:
+    from pipeline.report.page import build_report
+
+    page = build_report(
+        spec=spec,
+        manifest=prepared.manifest,
+        history=history,
+        scores=scores,
+        samples=samples,
+        overview_png=sheet,
+        seconds=watch.with_total(),
+        versions=versions,
+    )
+    store.write_bytes(page.encode(), "runs", key, "report.html")
+    recorder.log_text(page, "report.html")
+    return store.path("runs", key, "report.html")
+
+
+def _copy_folder(folder: Path, store: Store) -> None:
+    for path in sorted(folder.iterdir()):
+        if path.name != "checksums.json":
+            store.write_bytes(path.read_bytes(), path.name)
+    store.write_bytes((folder / "checksums.json").read_bytes(), "checksums.json")
+
+
+def _fetch_folder(store: Store, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in store.list_names():
+        (folder / name).write_bytes(store.read_bytes(name))
+
+
+def evaluate_job(
+    model_uri: str,
+    overrides: list[str],
+    storage: str | None,
+    progress: Progress = silent,
+    address: str | None = None,
+) -> Outcome:
+    """Score a registered model (or a bundle) again on the data it was prepared with; record under its run.
+
+    `overrides` may change `evaluation.…` only. Raises: SpecError, RegistryError, PreparedDataError.
+    """
+    from pipeline.data.shards import find_prepared
+    from pipeline.errors import SpecError
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.generation.sampling import load_bundle
+    from pipeline.ray_session import ray_session
+    from pipeline.release.registry import download, find
+    from pipeline.release.tracking import RunRecorder, resolve_uri
+    from pipeline.spec import apply_overrides, make_spec
+
+    watch = Stopwatch()
+    wrong = [override for override in overrides if not override.startswith("evaluation.")]
+    if wrong:
+        raise SpecError(f"--set {wrong[0]!r}: an evaluation changes evaluation.… only; the model is what it is")
+    tracking_uri = resolve_uri(open_store(storage or "storage"))
+    found = find(model_uri, tracking_uri)
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = download(found, tracking_uri, Path(temporary))
+        loaded = load_bundle(bundle)
+        spec = make_spec(apply_overrides(loaded.spec.as_dict(), overrides), where=model_uri)
+        store = open_store(storage or spec.storage)
+        prepared = find_prepared(store, loaded.manifest["key"])
+        if prepared is None:
+            raise PreparedDataError(
+                f"{store.path('prepared', loaded.manifest['key'])}: the data this model was prepared with is not here; "
+                "give its storage with --storage, or run 'atelier prepare' with the model's spec"
+            )
+        progress("start", 0, None, "starting Ray")
+        with ray_session(address), watch.stage("evaluate"):
+            scores = evaluate(spec, prepared, bundle, progress)
+    outcome = Outcome(found.run_id, found.model_uri, found.version, prepared=prepared.key)
+    outcome.metrics = {name: score.value for name, score in scores.items()}
+    if found.run_id is not None:
+        recorder = RunRecorder(tracking_uri, found.run_id)
+        stamp = time.strftime("%Y%m%dT%H%M%S")
+        recorder.log_json({name: score.as_dict() for name, score in scores.items()}, f"evaluations/{stamp}.json")
+    outcome.seconds = watch.with_total()
+    return outcome
+
+
+def plan(spec: RunSpec) -> dict[str, Any]:
+    """What `train_job` would do, without doing any of it: what `--dry-run` prints."""
+    from pipeline.data.codec import CODECS
+    from pipeline.data.corpus import open_corpus
+    from pipeline.data.prepare import prepared_key
+    from pipeline.data.shards import find_prepared
+    from pipeline.release.tracking import resolve_uri
+
+    store = open_store(spec.storage)
+    corpus = open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
+    key = prepared_key(spec, corpus)
+    found = find_prepared(store, key)
+    run = run_key(spec, key, store)
+    training = spec.training
+    return {
+        "prepared": {"key": key, "folder": store.path("prepared", key), "reused": found is not None},
+        "run": {"key": run, "resumes": bool(read_state(store, run)), "folder": store.path("runs", run)},
+        "workers": {
+            "number": training.num_workers,
+            "cpus_each": training.threads_per_worker or 1,
+            "gpu": training.use_gpu,
+        },
+        "training": {
+            "steps": training.steps,
+            "max_seconds": training.max_seconds,
+            "examples_per_step": training.batch_size,
+            "checkpoints": store.path("training", run),
+            "checkpoint_every": training.checkpoint_every,
+        },
+        "mlflow": {"uri": resolve_uri(store, spec.tracking.uri), "experiment": spec.tracking.experiment},
+        "registry": spec.registry.name,
+    }

@@ -1,0 +1,123 @@
+"""What tests share: tiny specs for every cell of family × modality, small prepared sets in memory, one Ray."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+
+import numpy as np
+import pytest
+import torch
+
+from pipeline.data.codec import make_codec
+from pipeline.data.layout import Layout
+from pipeline.data.shards import SplitArrays
+from pipeline.spec import RunSpec, make_spec
+
+SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
+"""Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
+
+MODALITIES = ("text", "image", "audio")
+FAMILIES = ("rnn", "vae", "gan")
+CELLS = [(family, modality) for family in FAMILIES for modality in MODALITIES]
+
+TOKEN_CODECS: dict[str, dict[str, Any]] = {
+    "text": {"kind": "characters", "packing": "documents", "length": 16},
+    "image": {"kind": "raster", "size": [6, 6], "levels": 4},
+    "audio": {"kind": "mu_law", "num_samples": 64, "levels": 16},
+}
+SIGNAL_CODECS: dict[str, dict[str, Any]] = {
+    "image": {"kind": "image", "size": [12, 12]},
+    "audio": {"kind": "waveform", "num_samples": 256},
+}
+RECURRENT = {"kind": "recurrent", "cell": "gru", "hidden_size": 16, "embedding_size": 8}
+CONV = {"kind": "conv", "channels": [4, 8], "kernel": 3, "stride": 2}
+
+
+def cell_spec(family: str, modality: str, storage: str = "unused", **training: Any) -> RunSpec:
+    """A tiny spec of one cell: the token view for the RNN and for text, signals otherwise."""
+    tokens = family == "rnn" or modality == "text"
+    codec = TOKEN_CODECS[modality] if tokens else SIGNAL_CODECS[modality]
+    backbone = RECURRENT if family == "rnn" or (family == "vae" and tokens) else CONV
+    options: dict[str, Any] = {"kind": family}
+    if family != "rnn":
+        options["latent_size"] = 4
+    if family == "gan":
+        options["critic_steps"] = 2
+    if family == "vae" and modality == "audio":
+        options["likelihood"] = "gaussian"
+    settings = {"steps": 6, "batch_size": 8, "lr": 1e-3, "report_every": 2, "checkpoint_every": 3, "validate_every": 3}
+    return make_spec(
+        {
+            "name": f"tiny-{modality}-{family}",
+            "storage": storage,
+            "data": {"source": {"kind": "builtin", "name": "digits"}, "codec": codec},
+            "model": {"family": options, "backbone": backbone},
+            "training": settings | training,
+            "evaluation": {"nll_samples": 3, "batch_size": 8, "samples": 8},
+        }
+    )
+
+
+def raw_examples(modality: str, count: int, seed: int = 0) -> list[Any]:
+    """Raw records of a modality: words, random pictures `[H, W, 1]`, or random sound."""
+    generator = np.random.default_rng(seed)
+    if modality == "text":
+        return ["".join(generator.choice(list("abcde "), size=generator.integers(3, 12))) for _ in range(count)]
+    if modality == "image":
+        return [generator.integers(0, 256, (12, 12, 1), dtype=np.uint8) for _ in range(count)]
+    return [generator.uniform(-0.8, 0.8, 256).astype(np.float32) for _ in range(count)]
+
+
+class PreparedInMemory:
+    """What a session reads of a prepared set, without files."""
+
+    def __init__(self, spec: RunSpec, raws: dict[str, list[Any]]) -> None:
+        self.key = "in-memory"
+        self.codec = make_codec(spec.data.codec)
+        if self.codec.needs_fit:
+            self.codec.fit(raws["train"])
+        self.layout: Layout = self.codec.layout()
+        self.raws = raws
+        self.manifest = SimpleNamespace(splits={name: {"rows": len(part)} for name, part in raws.items()})
+
+    def load_split(self, name: str, verify: bool = True) -> SplitArrays:
+        encoded = [self.codec.encode(raw) for raw in self.raws[name]]
+        empty = torch.zeros(0, dtype=torch.int64)
+        if self.layout.continuous:
+            stream = torch.from_numpy(np.concatenate(encoded).astype(np.int64))
+            windows = len(stream) // self.layout.length * self.layout.length
+            x, tail = stream[:windows].view(-1, self.layout.length), stream[windows:]
+        else:
+            x, tail = torch.from_numpy(np.stack(encoded)), empty
+        label = torch.full((len(x),), -1, dtype=torch.int64)
+        return SplitArrays(x=x, label=label, ids=[str(row) for row in range(len(x))], tail=tail)
+
+
+def prepared_in_memory(spec: RunSpec, train: int = 40, validation: int = 8) -> PreparedInMemory:
+    modality = make_codec(spec.data.codec).modality
+    raws = {"train": raw_examples(modality, train), "validation": raw_examples(modality, validation, seed=1)}
+    return PreparedInMemory(spec, raws)
+
+
+def lane_spec(**training: Any) -> RunSpec:
+    """A tiny language model over continuous text, whose state is carried."""
+    spec = cell_spec("rnn", "text", **training).as_dict()
+    spec["data"]["codec"] = {"kind": "characters", "packing": "windows", "length": 8}
+    return make_spec(spec)
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One local Ray for all tests that need one, ended by its own handle."""
+    from pipeline.ray_session import ray_session
+
+    with ray_session():
+        yield

@@ -1,0 +1,16 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from tiny_bundles import tiny_spec
+
+from pipeline.release.tracking import Tracking, open_tracking
+from pipeline.storage import open_store
+
+
+@pytest.fixture(scope="session")
+def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """A real MLflow store in SQLite: made once, since its migrations take seconds. The space is on purpose."""
+    storage: Path = tmp_path_factory.mktemp("a storage")
+    return open_tracking(tiny_spec("image"), open_store(str(storage)))
