@@ -215,6 +215,9 @@ def _train_and_after(
     except (KeyboardInterrupt, SystemExit):
         recorder.finish("KILLED")
         raise
+    except Exception:  # the edge of the run: recorded as failed whatever it was, and raised
+        recorder.finish("FAILED")
+        raise
     recorder.finish("FINISHED")
     store.write_json({"status": "finished", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
     outcome.seconds = watch.with_total()
@@ -349,6 +352,7 @@ def _report(
     from pipeline.report.page import build_report
 
     page = build_report(
+        None,
         spec=spec,
         manifest=prepared.manifest,
         history=history,

@@ -45,7 +45,7 @@ EXTENSIONS: dict[Modality, frozenset[str]] = {
     "audio": frozenset({".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aif", ".aiff", ".au"}),
 }
 FILES_PER_UNIT = 1000
-ROWS_PER_UNIT = 20_000
+ROWS_PER_UNIT = 30_000
 
 
 class BuiltinCorpus(Corpus):

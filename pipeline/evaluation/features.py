@@ -44,7 +44,7 @@ class ClassifierConfig:
     """What decides the classifier; a change makes a new one beside the old."""
 
     version: int = 1
-    channels: tuple[int, ...] = (32, 64, 64)
+    channels: tuple[int, ...] = (16, 32, 64)
     feature_size: int = 64
     longest_side: int = 48
     num_mels: int = 40

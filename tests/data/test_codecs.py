@@ -20,10 +20,10 @@ from pipeline.errors import CodecError
 from pipeline.spec import AnyCodecSpec
 
 SPECS: TypeAdapter[Any] = TypeAdapter(AnyCodecSpec)
+PACKINGS = ("windows", "documents")
 CODEC_SPECS: list[dict[str, Any]] = [
-    *({"kind": kind, "packing": packing, "length": 24} for kind in ("bytes", "characters") for packing in
-      ("windows", "documents")),
-    *({"kind": "bpe", "packing": packing, "length": 24, "vocabulary_size": 300} for packing in ("windows", "documents")),
+    *({"kind": kind, "packing": packing, "length": 24} for kind in ("bytes", "characters") for packing in PACKINGS),
+    *({"kind": "bpe", "packing": packing, "length": 24, "vocabulary_size": 300} for packing in PACKINGS),
     {"kind": "image", "size": [6, 8]},
     {"kind": "image", "size": [6, 8], "channels": 3},
     {"kind": "raster", "size": [6, 8], "channels": 3, "levels": 7},

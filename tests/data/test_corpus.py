@@ -165,8 +165,9 @@ def test_npz_gives_pictures_with_labels_and_splits(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "modality", "count", "labels"), [("digits", "image", 5000, 10), ("pydoc", "text", None, 1), ("plucked", "audio", 1200, 24)]
-)  # fmt: skip
+    ("name", "modality", "count", "labels"),
+    [("digits", "image", 5000, 10), ("pydoc", "text", None, 1), ("plucked", "audio", 1200, 24)],
+)
 def test_builtin_corpora_are_the_same_each_time(name: str, modality: Any, count: int | None, labels: int) -> None:
     corpus = corpus_of(modality, kind="builtin", name=name)
     records = records_of(corpus)
@@ -246,5 +247,5 @@ def test_an_npz_of_another_kind_says_what_it_has(tmp_path: Path) -> None:
     np.savez(path, x_train=np.zeros((3, 4)), images=np.zeros(1))
     with pytest.raises(CorpusError, match=r"'x_train' is float64 \[3, 4\]"):
         corpus_of("image", kind="npz", path=str(path))
-    with pytest.raises(CorpusError, match="no array 'pictures'.*it has x_train, images"):
+    with pytest.raises(CorpusError, match=r"no array 'pictures'.*it has x_train, images"):
         corpus_of("image", kind="npz", path=str(path), train="pictures")

@@ -144,7 +144,8 @@ def test_windows_and_tail_are_the_stream_whatever_the_blocks(documents: list[int
     stream = np.arange(sum(documents), dtype=np.uint16)
     pieces = np.split(stream, np.cumsum(documents)[:-1]) if documents else []
     packer = WindowPacker("train", length, "uint16")
-    windows, origins = [], []
+    windows: list[np.ndarray] = []
+    origins: list[str] = []
     for start in range(0, len(pieces), cuts):
         part = [piece.tobytes() for piece in pieces[start : start + cuts]]
         names = pa.array([str(i) for i in range(start, start + len(part))])
