@@ -41,7 +41,8 @@ class Store:
         return "/".join([self.root.rstrip("/"), *parts])
 
     def child(self, *parts: str) -> Store:
-        return Store(self.filesystem, self.path(*parts), "/".join([self.uri.rstrip("/"), *parts]))
+        address, mark, options = self.uri.partition("?")
+        return Store(self.filesystem, self.path(*parts), "/".join([address.rstrip("/"), *parts]) + mark + options)
 
     def exists(self, *parts: str) -> bool:
         with self._explained("look for", *parts):

@@ -209,7 +209,21 @@ def train_classifier(
     device: torch.device | str = "cpu",
     progress: Progress = silent,
 ) -> Classifier:
-    """Train on the labelled rows of the training split: Adam, cosine, a fixed number of steps, its own seed."""
+    """Train on the labelled rows of the training split: Adam, cosine, a fixed number of steps, its own seed.
+
+    On one thread: the network is too small to gain from more, and its weights are then the same on any number of cores.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return _train(layout, arrays, config, device, progress)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _train(
+    layout: Layout, arrays: SplitArrays, config: ClassifierConfig, device: torch.device | str, progress: Progress
+) -> Classifier:
     rows = (arrays.label >= 0).nonzero().squeeze(1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.seed, "extractor"))

@@ -1,6 +1,6 @@
 """The model's own held-out scores: `GenerativeModel.evaluate` over every example, once.
 
-Whole examples go in batches of `evaluation.batch_size`, batch k to worker k % W. Continuous text is one stream
+Whole examples go in batches of at most `evaluation.batch_size`, batch k to worker k % W. Continuous text is one stream
 (the split's windows and its tail), read in lanes side by side; each lane first reads up to two windows whose
 losses do not count, so that it starts with a filled state, and every token but the very first is a target
 exactly once. Batches and groups of lanes are cut by the data alone: the sums do not depend on W.
@@ -57,11 +57,16 @@ def num_rows(arrays: SplitArrays, spec: RunSpec) -> int:
     return len(arrays.x) if cut is None else min(len(arrays.x), cut)
 
 
+def batch_rows(rows: int, spec: RunSpec) -> int:
+    """Rows of a batch: `evaluation.batch_size`, or fewer where a small split would not fill all blocks."""
+    return max(1, min(spec.evaluation.batch_size, -(-rows // BLOCKS)))
+
+
 def num_pieces(arrays: SplitArrays, layout: Layout, spec: RunSpec) -> int:
     """Batches over all workers."""
     rows = num_rows(arrays, spec)
     if not layout.continuous:
-        return -(-rows // spec.evaluation.batch_size)
+        return -(-rows // batch_rows(rows, spec))
     stream = Stream.of(arrays, layout, rows)
     return sum(len(list(stream.steps(group))) for group in range(stream.num_groups))
 
@@ -123,7 +128,8 @@ def _row_pieces(
     world_size: int,
     device: torch.device | str,
 ) -> Iterator[Piece]:
-    rows, size = num_rows(arrays, spec), spec.evaluation.batch_size
+    rows = num_rows(arrays, spec)
+    size = batch_rows(rows, spec)
     count = -(-rows // size)
     for number in range(rank, count, world_size):
         start = number * size

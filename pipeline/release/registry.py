@@ -62,11 +62,16 @@ def register(tracking: Tracking, run_id: str, bundle: Path, name: str, metrics: 
 
     The version gets the alias `challenger`, and `champion` when the model has none; `metrics` become its tags.
     The bundle is loaded first, so that what is registered can be loaded. When a step fails, what the steps before
-    it made is deleted. Raises: RegistryError on a bad bundle, TrackingError.
+    it made is deleted; a version that this run already registered with these weights is returned as it is, so that
+    a run continued after a crash makes no second one. Raises: RegistryError on a bad bundle, TrackingError.
     """
     loaded = load_bundle(bundle)
     card = model_card(loaded.spec, loaded.manifest, metrics)
     client = connect(tracking.uri)
+    with explained(f"{tracking.uri}: the versions of {name!r} cannot be read"):
+        for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
+            if known.tags.get("atelier.weights_sha256") == loaded.weights_sha256:
+                return Registered(f"models:/{name}/{known.version}", str(known.version))
     with explained(f"{tracking.uri}: the model {name!r} cannot be registered"), contextlib.ExitStack() as undo:
         model = _log_model(client, tracking, run_id, bundle, loaded, card, undo)
         _make_registered_model(client, name, undo)

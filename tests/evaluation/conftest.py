@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,15 @@ PICTURES = {"kind": "image", "size": [8, 8]}
 SOUNDS = {"kind": "waveform", "num_samples": 512, "sample_rate_hz": 4000}
 WINDOWS = {"kind": "characters", "length": 8}
 DOCUMENTS = {"kind": "bytes", "length": 24, "packing": "documents"}
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny networks on a busy machine: threads that wait for each other cost more than the arithmetic."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -21,9 +21,11 @@ LIKELIHOOD = {"test/nll_nats", "test/elbo_nats", "test/kl_nats", "test/reconstru
 
 
 @pytest.fixture(autouse=True)
-def short_extractor(monkeypatch):
+def in_this_process(monkeypatch):
+    """With a short extractor, also where another test of the session has started Ray."""
     config = ClassifierConfig(steps=20, batch_size=16)
     monkeypatch.setattr(room, "find_or_train_extractor", lambda *args: find_or_train_extractor(*args, config=config))
+    monkeypatch.setattr(room.ray, "is_initialized", lambda: False)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,205 @@
+"""The whole path on a real Ray and a real MLflow: trained, scored, recorded, registered, drawn from, resumed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from pipeline.data.shards import open_prepared
+from pipeline.spec import RunSpec, load_spec
+from pipeline.storage import open_store
+from pipeline.training.launch import LocalHooks
+from pipeline.training.session import Session
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
+SMALL = [
+    "data.limit=400",
+    "model.backbone.hidden=[32]",
+    "model.family.latent_size=4",
+    "training.steps=40",
+    "training.max_seconds=null",
+    "training.batch_size=16",
+    "training.report_every=10",
+    "training.checkpoint_every=20",
+    "training.validate_every=20",
+    "training.threads_per_worker=1",
+    "evaluation.nll_samples=5",
+    "evaluation.samples=50",
+]
+
+
+def _overrides(storage: Path, *more: str) -> list[str]:
+    return [f"storage={storage}", *SMALL, *more]
+
+
+def _atelier(*arguments: str, code: int = 0) -> dict[str, Any]:
+    """Run a job as a user does; check its exit code and that the last line of stdout is JSON."""
+    import ray
+
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    result = subprocess.run(
+        [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, env=environment, timeout=300
+    )
+    assert result.returncode == code, result.stderr
+    assert "Traceback" not in result.stderr
+    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+    return answer
+
+
+def _set(overrides: list[str]) -> list[str]:
+    return [part for override in overrides for part in ("--set", override)]
+
+
+@pytest.fixture(scope="module")
+def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("storage")
+
+
+@pytest.fixture(scope="module")
+def trained(ray_cluster: None, storage: Path) -> dict[str, Any]:
+    """`atelier train conf/image_vae.yaml`, made small."""
+    return _atelier("train", "conf/image_vae.yaml", *_set(_overrides(storage)))
+
+
+def test_last_line_has_everything_that_was_promised(trained: dict[str, Any]) -> None:
+    keys = ("run_id", "model_uri", "model_version", "metrics", "seconds", "examples_per_second", "prepared", "report")
+    assert set(keys) == set(trained)
+    assert all(trained[key] for key in keys)
+    for key in ("nll_nats", "elbo_nats", "kl_nats", "reconstruction_mse", "active_units"):
+        assert f"test/{key}" in trained["metrics"]
+    assert {"ray_start", "prepare", "launch", "train", "evaluate", "register", "report", "total"} <= set(
+        trained["seconds"]
+    )
+    assert "<html" in Path(trained["report"]).read_text()[:500]
+
+
+def test_mlflow_has_the_run_whole_and_each_step_once(trained: dict[str, Any], storage: Path) -> None:
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    run = client.get_run(trained["run_id"])
+    assert run.info.status == "FINISHED"
+    assert run.data.params["training.steps"] == "40"
+    steps = [point.step for point in client.get_metric_history(trained["run_id"], "train/loss")]
+    assert steps == [10, 20, 30, 40]
+    names = {artifact.path for artifact in client.list_artifacts(trained["run_id"])}
+    assert {"spec.yaml", "manifest.json", "versions.json", "scores.json", "samples", "report.html"} <= names
+    assert any(key.startswith("system/") for key in run.data.metrics) or trained["seconds"]["train"] < 10
+
+
+def test_registered_model_draws_where_only_the_package_is(trained: dict[str, Any], storage: Path) -> None:
+    code = (
+        "import mlflow, sys; mlflow.set_tracking_uri(sys.argv[1]);"
+        "model = mlflow.pyfunc.load_model('models:/image-vae@champion');"
+        "print(len(model.predict({'count': [3], 'seed': [7]})))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, f"sqlite:///{storage}/mlflow.db"],
+        capture_output=True,
+        text=True,
+        cwd=storage,
+        env={**os.environ, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+    )
+    assert result.stdout.split()[-1:] == ["3"], result.stderr
+
+
+def test_generate_gives_the_same_files_for_the_same_seed(
+    trained: dict[str, Any], storage: Path, tmp_path: Path
+) -> None:
+    digests = []
+    for folder in ("one", "two"):
+        out = tmp_path / folder
+        common = ("generate", "models:/image-vae@champion", "--count", "5", "--seed", "7", "--storage", str(storage))
+        _atelier(*common, "--out", str(out))
+        provenance = json.loads((out / "provenance.json").read_text())
+        assert provenance["run_id"] == trained["run_id"]
+        digests.append(provenance["files"])
+        assert len(list(out.glob("image-vae-*.png"))) == 5
+    assert digests[0] == digests[1]
+
+
+def test_evaluate_of_the_registered_model_gives_the_scores_of_the_training(
+    trained: dict[str, Any], storage: Path
+) -> None:
+    again = _atelier("evaluate", trained["model_uri"], "--storage", str(storage), "--set", "evaluation.num_workers=2")
+    for key, value in trained["metrics"].items():
+        assert again["metrics"][key] == pytest.approx(value, rel=1e-5), key
+
+
+def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
+    trained: dict[str, Any], storage: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    second = _atelier("train", "conf/image_vae.yaml", *_set(_overrides(storage, "training.num_workers=2")))
+    assert second["prepared"] == trained["prepared"]
+    assert second["model_version"] == "2"
+    aliases = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_registered_model("image-vae").aliases
+    assert {name: str(version) for name, version in aliases.items()} == {"champion": "1", "challenger": "2"}
+    # The same seed and global batch: the two workers trained the same model, up to rounding.
+    assert second["metrics"]["test/nll_nats"] == pytest.approx(trained["metrics"]["test/nll_nats"], rel=1e-2)
+
+
+def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any], storage: Path) -> None:
+    before = sorted(storage.rglob("*"))
+    planned = _atelier("train", "conf/image_vae.yaml", "--dry-run", *_set(_overrides(storage)))["plan"]
+    assert planned["prepared"] == {
+        "key": trained["prepared"],
+        "folder": f"{storage}/prepared/{trained['prepared']}",
+        "reused": True,
+    }
+    assert planned["workers"]["number"] == 1
+    assert sorted(storage.rglob("*")) == before
+
+
+def _uninterrupted_weights(spec: RunSpec, key: str) -> dict[str, torch.Tensor]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        session = Session(spec, open_prepared(open_store(spec.storage), key))
+        session.run(LocalHooks(spec))
+        return session.stepper.scoring_weights()
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_killed_run_goes_on_under_the_same_id_and_ends_with_the_same_weights(
+    trained: dict[str, Any], storage: Path
+) -> None:
+    import ray
+    from mlflow import MlflowClient
+
+    overrides = _overrides(storage, "training.steps=3000", "training.checkpoint_every=200", "seed=5")
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    command = [sys.executable, "-m", "jobs", "train", "conf/image_vae.yaml", *_set(overrides)]
+    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 180
+    while not list(storage.glob("training/*/step-*/state.json")) and time.monotonic() < deadline:
+        assert driver.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    saved_before = {path.parent for path in storage.glob("training/*/step-*/state.json")}
+    driver.send_signal(signal.SIGKILL)
+    driver.wait()
+
+    spec = load_spec("conf/image_vae.yaml", overrides)
+    resumed = _atelier("train", "conf/image_vae.yaml", *_set(overrides))
+    assert saved_before
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    key = client.get_run(resumed["run_id"]).data.tags["atelier.run_key"]
+    assert key.endswith("-1"), "the run was continued, not begun anew"
+    steps = [point.step for point in client.get_metric_history(resumed["run_id"], "train/loss")]
+    assert steps == list(range(10, 3001, 10))
+    weights = load_file(storage / "runs" / key / "bundle" / "model.safetensors")
+    for name, value in _uninterrupted_weights(spec, resumed["prepared"]).items():
+        assert torch.equal(weights[name], value), f"{name} differs"
