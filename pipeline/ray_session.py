@@ -17,7 +17,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 
-import ray  # noqa: E402 - Ray reads its settings from the environment when it is imported
+import ray
 
 LEAST_CPUS = 4
 """Logical processors of a local Ray: preparing, training and their small tasks must not wait for each other."""

@@ -244,9 +244,7 @@ class SplitSpec(Strict):
     @model_validator(mode="after")
     def _some_is_left(self) -> SplitSpec:
         if self.validation + self.test >= 1:
-            raise ValueError(
-                f"validation {self.validation} and test {self.test} leave nothing to train on; lower one"
-            )
+            raise ValueError(f"validation {self.validation} and test {self.test} leave nothing to train on; lower one")
         return self
 
 
@@ -351,9 +349,7 @@ class RecurrentBackboneSpec(Strict):
     dropout: Share = 0.0
 
 
-AnyBackboneSpec = Annotated[
-    MlpBackboneSpec | ConvBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")
-]
+AnyBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")]
 
 
 class ModelSpec(Strict):

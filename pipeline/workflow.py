@@ -188,8 +188,8 @@ def train_job(
 
 def _check_source(spec: RunSpec) -> None:
     """Find a corpus that is not there before Ray is started."""
-    from pipeline.data.corpus import open_corpus
     from pipeline.data.codec import CODECS
+    from pipeline.data.corpus import open_corpus
 
     open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
 
@@ -314,9 +314,7 @@ def _train(
     save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
 
 
-def _samples(
-    spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress
-) -> tuple[list[Any], bytes | None]:
+def _samples(spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress) -> tuple[list[Any], bytes | None]:
     """Draw samples and record them: pictures, texts or playable sound."""
     from pipeline.generation.sampling import SamplingOptions, draw, load_bundle, overview
 

@@ -11,6 +11,10 @@ from typing import Any
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+# For the S3 server that a test starts on loopback; Ray's workers inherit them.
+os.environ.setdefault("AWS_ACCESS_KEY_ID", "testing")
+os.environ.setdefault("AWS_SECRET_ACCESS_KEY", "testing")
+os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 
 import numpy as np
 import pytest
@@ -23,6 +27,9 @@ from pipeline.spec import RunSpec, make_spec
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
+
+# The networks of tests are tiny: threads would only wait for each other.
+torch.set_num_threads(1)
 
 MODALITIES = ("text", "image", "audio")
 FAMILIES = ("rnn", "vae", "gan")

@@ -33,9 +33,7 @@ def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
         (["generate", "models:/nothing@champion"], 2, "nothing"),
     ],
 )  # fmt: skip
-def test_mistake_gives_one_error_and_its_code(
-    arguments: list[str], code: int, words: str, tmp_path: Path
-) -> None:
+def test_mistake_gives_one_error_and_its_code(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
     if arguments[0] == "generate":
         arguments = [*arguments, "--out", str(tmp_path / "out"), "--storage", str(tmp_path)]
         from pipeline.release.tracking import connect

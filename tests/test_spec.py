@@ -22,7 +22,12 @@ def test_all_mistakes_are_reported_at_once_with_their_paths() -> None:
     with pytest.raises(SpecError) as raised:
         load_spec(
             "conf/image_vae.yaml",
-            ["training.learning_rate=1", "training.batch_size=-3", "model.family.latent_sise=3", "data.codec.kind=imgae"],
+            [
+                "training.learning_rate=1",
+                "training.batch_size=-3",
+                "model.family.latent_sise=3",
+                "data.codec.kind=imgae",
+            ],
         )
     text = str(raised.value)
     assert "conf/image_vae.yaml: 4 mistakes" in text

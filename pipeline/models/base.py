@@ -145,9 +145,9 @@ class GenerativeModel(nn.Module, ABC):
         """`count` examples in the model's representation, drawn with `generator` alone: the same seed, the same."""
 
     @abstractmethod
-    def evaluate(self, batch: Batch, noise: Noise, carry: tuple[Tensor, ...] | None = None) -> tuple[
-        Sums, tuple[Tensor, ...] | None
-    ]:
+    def evaluate(
+        self, batch: Batch, noise: Noise, carry: tuple[Tensor, ...] | None = None
+    ) -> tuple[Sums, tuple[Tensor, ...] | None]:
         """Sums over the examples of a held-out batch, and the recurrent state it leaves.
 
         Every family gives `examples`; the other names are the family's own, and `summarise` turns the sums of

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from pipeline.data.shards import Manifest
+from pipeline.data.shards import SPLITS, Manifest
 from pipeline.evaluation.metric import DEFINITIONS, Definition, Score
 from pipeline.report import curves
 from pipeline.spec import RunSpec
@@ -277,7 +277,9 @@ def _data_card(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _split_in_words(split: Mapping[str, Any]) -> str:
     how = {"hash": "by a hash of each record", "given": "as the source gives it", "position": "by position in the text"}
-    shares = ", ".join(f"{100 * split[name]:g}% {name}" for name in ("validation", "test") if split.get(name))
+    # Which records are test is then the source's affair, whatever share the spec names.
+    shown = ("validation",) if split.get("kind") == "given" else ("validation", "test")
+    shares = ", ".join(f"{100 * split[name]:g}% {name}" for name in shown if split.get(name))
     return f"{how.get(split.get('kind', ''), 'not known')}{': ' if shares else ''}{shares}"
 
 
@@ -290,7 +292,7 @@ def _splits(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
             "rows": entry.get("rows", 0),
             "characters": entry.get("characters", 0),
         }
-        for name, entry in manifest["splits"].items()
+        for name, entry in sorted(manifest["splits"].items(), key=lambda item: SPLITS.index(item[0]))
     ]
 
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from pipeline.errors import CheckpointError
+from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import RunSpec
 from pipeline.training.steps import Stepper
 
@@ -52,7 +52,20 @@ class Position:
 
 
 def save_checkpoint(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Position, spec: RunSpec) -> None:
-    """Write a checkpoint into `folder`; `carry` is `stepper.global_carry()`, which all ranks must call."""
+    """Write a checkpoint into `folder`; `carry` is `stepper.global_carry()`, which all ranks must call.
+
+    Raises: StorageError (a full disk, permissions); what was written is then no checkpoint, for want of its state.
+    """
+    try:
+        _write(folder, stepper, carry, at, spec)
+    except (OSError, SafetensorError) as error:
+        raise StorageError(
+            f"{folder}: the checkpoint of step {at.step} cannot be written: {error}; free some space, or lower "
+            "training.keep_checkpoints, and run the same command: it continues at the checkpoint before"
+        ) from error
+
+
+def _write(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Position, spec: RunSpec) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "weights.safetensors": stepper.weights(),

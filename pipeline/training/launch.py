@@ -56,7 +56,6 @@ def train_with_ray(
     Raises: the AtelierError of a worker, or TrainingFailedError when workers failed oftener than
     `training.max_failures`.
     """
-    import ray.train
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
@@ -224,7 +223,9 @@ def train_in_process(
 
     def show(at: Position, metrics: dict[str, float]) -> None:
         values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}
-        progress("train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds))
+        progress(
+            "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
+        )
 
     hooks = LocalHooks(spec, folder, recorder, show)
     first_step_at = time.time()

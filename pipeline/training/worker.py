@@ -21,7 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train.torch import get_device
 
 from pipeline.data.shards import open_prepared
-from pipeline.errors import AtelierError, TrackingError
+from pipeline.errors import AtelierError, StorageError, TrackingError
 from pipeline.release.tracking import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
@@ -104,7 +104,13 @@ class WorkerHooks:
         with tempfile.TemporaryDirectory() as folder:
             save_checkpoint(Path(folder), stepper, carry, at, self.session.spec)
             name = f"step-{at.step:08d}"
-            ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+            try:
+                ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
+            except OSError as error:
+                raise StorageError(
+                    f"{self.config.storage}: the checkpoint of step {at.step} cannot be stored: {error}; free some "
+                    "space and run the same command: it continues at the checkpoint before"
+                ) from error
         self.last_checkpoint = f"step {at.step}"
 
     def close(self) -> None:

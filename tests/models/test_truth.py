@@ -46,7 +46,9 @@ def linear_gaussian() -> tuple[SignalVae, torch.Tensor, torch.Tensor]:
     model.log_deviation = nn.Parameter(torch.tensor(math.log(deviation)))
     precision = torch.eye(2) + weight.T @ weight / deviation**2
     encoder = nn.Linear(3, 4)
-    encoder.weight = nn.Parameter(torch.cat([torch.linalg.solve(precision, weight.T) / deviation**2, torch.zeros(2, 3)]))
+    encoder.weight = nn.Parameter(
+        torch.cat([torch.linalg.solve(precision, weight.T) / deviation**2, torch.zeros(2, 3)])
+    )
     encoder.bias = nn.Parameter(torch.cat([torch.zeros(2), torch.linalg.inv(precision).diagonal().log()]))
     model.encoder = nn.Sequential(nn.Flatten(), encoder)
     x = torch.randn(50, 2) @ weight.T + deviation * torch.randn(50, 3)
@@ -76,7 +78,9 @@ def test_bound_tightens_with_samples(linear_gaussian: tuple[SignalVae, torch.Ten
 
 
 def test_elbo_of_the_training_step_is_reconstruction_minus_kl() -> None:
-    model = build_model(cell_spec("vae", "image"), Layout("image", "signal", (1, 12, 12), "uint8", "bernoulli", scale=1 / 255))
+    model = build_model(
+        cell_spec("vae", "image"), Layout("image", "signal", (1, 12, 12), "uint8", "bernoulli", scale=1 / 255)
+    )
     x = torch.rand(4, 1, 12, 12)
     means = model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4)).means
     mean, log_variance = model.encode(x)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
 import pytest
 import torch
 
-from pipeline.errors import CheckpointError, NonFiniteLossError
+from pipeline.errors import CheckpointError, NonFiniteLossError, StorageError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.launch import LocalHooks, local_checkpoints
@@ -88,7 +89,7 @@ def test_changed_byte_in_a_checkpoint_is_found(tmp_path: Path) -> None:
     data = bytearray(file.read_bytes())
     data[-1] ^= 1
     file.write_bytes(data)
-    with pytest.raises(CheckpointError, match="weights.safetensors: its sha256"):
+    with pytest.raises(CheckpointError, match=r"weights\.safetensors: its sha256"):
         _session(spec, folder)
 
 
@@ -106,6 +107,23 @@ def test_checkpoint_of_another_spec_is_refused_with_the_keys(tmp_path: Path) -> 
     other = make_spec(tree)
     with pytest.raises(CheckpointError, match=r"model\.family\.latent_size was 4, is 5"):
         load_checkpoint(folder, _session(other).stepper, other)
+
+
+def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = _spec("vae-image")
+    written: list[str] = []
+
+    def full(tensors: object, path: Path) -> None:
+        if written:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        written.append(str(path))
+        Path(path).write_bytes(b"half")
+
+    monkeypatch.setattr("pipeline.training.checkpoint.save_file", full)
+    with pytest.raises(StorageError, match=r"the checkpoint of step 3 cannot be written: .*No space left"):
+        _session(spec).run(LocalHooks(spec, tmp_path))
+    assert written
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_checkpoint_may_go_on_with_more_steps_and_workers(tmp_path: Path) -> None:
