@@ -670,7 +670,7 @@ def _model_at(root: type[BaseModel], location: list[Any], tree: Any) -> type[Bas
         if not candidates:
             return None
         kind = node.get("kind") if isinstance(node, Mapping) else None
-        tagged = [c for c in candidates if "kind" in c.model_fields and kind in _literal(c)]
+        tagged = [c for c in candidates if kind in _literal(c)]
         current = (tagged or candidates)[0]
     return typing.cast("type[BaseModel]", current)
 

@@ -31,7 +31,7 @@ NUM_SAMPLES = 64
 """Samples drawn for the MLflow run and the report."""
 NUM_SAMPLES_RECURRENT = 8
 
-NOT_IDENTITY = {
+NOT_IDENTITY: Any = {
     "storage": True,
     "tracking": True,
     "registry": True,

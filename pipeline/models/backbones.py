@@ -75,7 +75,7 @@ class ConvEncoder(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden: Tensor = self.levels(x)
-        return self.head(hidden.flatten(1))  # type: ignore[no-any-return]
+        return self.head(hidden.flatten(1))
 
 
 class ConvDecoder(nn.Module):
@@ -112,7 +112,7 @@ class ConvDecoder(nn.Module):
         for level, extent in zip(self.levels, reversed(self.extents[:-1]), strict=True):
             hidden = level(self.activation(hidden))
             hidden = hidden[(..., *(slice(size) for size in extent))]
-        return hidden  # type: ignore[no-any-return]
+        return hidden
 
 
 Carry = tuple[Tensor, ...]
@@ -133,10 +133,11 @@ class Recurrent(nn.Module):
         self.num_states = 2 if backbone.cell == "lstm" else 1
         self.hidden_size, self.dropout = backbone.hidden_size, backbone.dropout
         if backbone.cell == "lstm":
-            for layer in self.layers:
-                # A forget gate that starts open lets gradients reach back (Jozefowicz et al. 2015).
-                with torch.no_grad():
-                    layer.bias_ih_l0[self.hidden_size : 2 * self.hidden_size].fill_(1.0)
+            for name, bias in self.named_parameters():
+                if name.endswith("bias_ih_l0"):
+                    # A forget gate that starts open lets gradients reach back (Jozefowicz et al. 2015).
+                    with torch.no_grad():
+                        bias[self.hidden_size : 2 * self.hidden_size].fill_(1.0)
 
     def forward(self, x: Tensor, carry: Carry | None = None, noise: Noise | None = None) -> tuple[Tensor, Carry]:
         hidden = self._drop(x, noise)
