@@ -659,10 +659,10 @@ def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Any) -> bool:
 
 
 def _model_at(root: type[BaseModel], location: list[Any], tree: Any) -> type[BaseModel] | None:
-    current: Any = root
+    current = root
     node = tree
     for part in location:
-        field = current.model_fields.get(part) if isinstance(current, type) else None
+        field = current.model_fields.get(part)
         if field is None:
             return None
         node = node.get(part, {}) if isinstance(node, Mapping) else {}
@@ -672,7 +672,7 @@ def _model_at(root: type[BaseModel], location: list[Any], tree: Any) -> type[Bas
         kind = node.get("kind") if isinstance(node, Mapping) else None
         tagged = [c for c in candidates if kind in _literal(c)]
         current = (tagged or candidates)[0]
-    return typing.cast("type[BaseModel]", current)
+    return current
 
 
 def _allowed_keys(root: type[BaseModel], location: list[Any], tree: Any) -> list[str]:
