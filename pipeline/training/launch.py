@@ -229,9 +229,11 @@ def train_in_process(
 
     hooks = LocalHooks(spec, folder, recorder, show)
     first_step_at = time.time()
+    torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
         end = session.run(hooks)
     finally:
+        torch.set_flush_denormal(False)
         if recorder is not None:
             recorder.close()
     return Trained(end.step, end.seconds, session.stepper.scoring_weights(), first_step_at, hooks.metrics)

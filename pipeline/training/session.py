@@ -36,9 +36,6 @@ class Session:
         world_size: int = 1,
         resume_from: Path | None = None,
     ) -> None:
-        # Rare pixels leave averages in Adam that decay to denormal numbers, which processors add ten times slower: an
-        # autoencoder on MNIST lost a third of its speed in a minute. Set here, in the thread that trains.
-        torch.set_flush_denormal(True)
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.layout = prepared.layout
         device = torch.device(device)

@@ -166,11 +166,13 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any
 def _uninterrupted_weights(spec: RunSpec, key: str) -> dict[str, torch.Tensor]:
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
+    torch.set_flush_denormal(True)
     try:
         session = Session(spec, open_prepared(open_store(spec.storage), key))
         session.run(LocalHooks(spec))
         return session.stepper.scoring_weights()
     finally:
+        torch.set_flush_denormal(False)
         torch.set_num_threads(threads)
 
 

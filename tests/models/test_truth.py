@@ -98,7 +98,7 @@ def test_kl_warmup_and_beta_weigh_the_kl() -> None:
 
     def step(progress: float) -> tuple[float, float]:
         output = model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4, progress))
-        return float(output.loss), float(output.means["kl_nats"])
+        return float(output.loss.detach()), float(output.means["kl_nats"])
 
     start, kl = step(0.0)
     assert step(0.25)[0] == pytest.approx(start + 2.0 * kl, rel=1e-5)
