@@ -129,8 +129,9 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     rank, world_size = context.get_world_rank(), context.get_world_size()
     spec = make_spec(config.spec)
     set_threads(spec.training.threads_per_worker, context.get_local_world_size())
-    # Rare pixels leave averages in Adam that decay to denormal numbers, which processors add many times slower: an
-    # autoencoder on MNIST lost an eighth of its speed in a minute. Set in the thread that trains, before it has helpers.
+    # Rare pixels leave averages in Adam that decay to denormal numbers, which processors add many times slower:
+    # an autoencoder on MNIST lost an eighth of its speed in a minute. Set in the thread that trains, before it has
+    # helpers.
     torch.set_flush_denormal(True)
     hooks: WorkerHooks | None = None
     try:
