@@ -11,7 +11,7 @@ from pipeline.generation.sampling import draw, load_bundle
 from pipeline.release.registry import fetch
 from pipeline.spec import load_spec
 from pipeline.storage import open_store
-from pipeline.workflow import train_job
+from pipeline.workflow import plan, train_job
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -29,7 +29,7 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def test_storage_on_s3_trains_and_resumes_like_a_folder(ray_cluster: None, bucket: str, tmp_path: Path) -> None:
+def test_storage_on_s3_serves_like_a_folder(ray_cluster: None, bucket: str, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     overrides = [
         f"storage={bucket}",
@@ -52,7 +52,7 @@ def test_storage_on_s3_trains_and_resumes_like_a_folder(ray_cluster: None, bucke
 
     bundle = load_bundle(fetch("models:/image-vae@champion", uri, tmp_path / "fetched"))
     assert draw(bundle, 2, seed=0)[0].shape == (28, 28, 1)
-    # A second call finds the data prepared, and trains anew under the next number.
-    again = train_job(load_spec("conf/image_vae.yaml", overrides))
-    assert again.prepared == outcome.prepared
-    assert again.model_version == "2"
+    # A second call finds the data prepared, and the run finished.
+    planned = plan(load_spec("conf/image_vae.yaml", overrides))
+    assert planned["prepared"]["reused"]
+    assert planned["run"]["key"].endswith("-2")
