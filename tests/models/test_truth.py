@@ -110,7 +110,7 @@ def test_free_bits_charge_at_least_their_share_per_unit() -> None:
     family = VaeSpec(kind="vae", latent_size=2, free_bits_nats=3.0)
     model = SignalVae(SIGNAL, family, MlpBackboneSpec(kind="mlp", hidden=(8,)))
     x = torch.randn(4, 1, 3)
-    free = float(model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4)).loss)
+    free = float(model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4)).loss.detach())
     model.family = family.model_copy(update={"free_bits_nats": 0.0})
     output = model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4))
     assert free == pytest.approx(float(output.loss) - float(output.means["kl_nats"]) + 2 * 3.0, rel=1e-4)
