@@ -29,7 +29,9 @@ def bucket() -> Iterator[str]:
     server.stop()
 
 
-def test_storage_on_s3_serves_like_a_folder(ray_cluster: None, bucket: str, tmp_path: Path) -> None:
+def test_storage_on_s3_serves_like_a_folder(
+    ray_cluster: None, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     uri = f"sqlite:///{tmp_path}/mlflow.db"
     overrides = [
         f"storage={bucket}",
@@ -42,7 +44,10 @@ def test_storage_on_s3_serves_like_a_folder(ray_cluster: None, bucket: str, tmp_
         "evaluation.nll_samples=2",
         "evaluation.samples=20",
     ]
-    outcome = train_job(load_spec("conf/image_vae.yaml", overrides))
+    spec = load_spec("conf/image_vae.yaml", overrides)
+    # With a remote storage and no server, MLflow's artifacts are in the working directory: not in the checkout.
+    monkeypatch.chdir(tmp_path)
+    outcome = train_job(spec)
     store = open_store(bucket)
     assert outcome.prepared is not None
     assert store.exists("prepared", outcome.prepared, "manifest.json")
@@ -53,6 +58,6 @@ def test_storage_on_s3_serves_like_a_folder(ray_cluster: None, bucket: str, tmp_
     bundle = load_bundle(fetch("models:/image-vae@champion", uri, tmp_path / "fetched"))
     assert draw(bundle, 2, seed=0)[0].shape == (28, 28, 1)
     # A second call finds the data prepared, and the run finished.
-    planned = plan(load_spec("conf/image_vae.yaml", overrides))
+    planned = plan(spec)
     assert planned["prepared"]["reused"]
     assert planned["run"]["key"].endswith("-2")
