@@ -10,7 +10,8 @@ train: $(VENV)/.installed
 	$(BIN)/atelier train conf/image_vae.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -m "not ray" --numprocesses auto
+	$(BIN)/python -m pytest -m ray
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import typer
 
+from jobs.cluster import jobs
+from jobs.doctor import doctor
 from jobs.evaluate import evaluate
 from jobs.generate import generate
 from jobs.prepare import prepare
+from jobs.retrain import retrain
+from jobs.schedule import schedule
 from jobs.schema import schema
+from jobs.submit import TAKES_ANY, submit
 from jobs.train import train
+from jobs.tune import tune
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -16,8 +22,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train generative models on your own text, pictures and sound with Ray, and keep them in MLflow.",
 )
-for command in (prepare, train, evaluate, generate, schema):
+for command in (prepare, train, evaluate, generate, tune, retrain, schedule, schema, doctor):
     app.command()(command)
+app.command(context_settings=TAKES_ANY)(submit)
+app.add_typer(jobs, name="jobs")
 
 
 def main() -> None:

@@ -20,7 +20,7 @@ def evaluate(
     """Score a model on held-out data; evaluation.… may be overridden with --set."""
 
     def job(terminal: Terminal) -> str:
-        from pipeline.workflow import evaluate_job
+        from pipeline.rescoring import evaluate_job
 
         return evaluate_job(model_uri, overrides, storage, terminal, address).as_json()
 

@@ -43,6 +43,18 @@ class CheckpointError(AtelierError):
     """A checkpoint is damaged, or belongs to another spec."""
 
 
+class ComparisonError(AtelierError):
+    """Two models, or two scores, cannot be compared: other protocols, codecs or layouts."""
+
+    exit_code = 2
+
+
+class WarmStartError(AtelierError):
+    """The weights that a training should begin with do not fit its model, or were changed."""
+
+    exit_code = 2
+
+
 class NonFiniteLossError(AtelierError):
     """A loss stopped being finite: carries the phase, the step and the last good checkpoint."""
 
@@ -59,3 +71,27 @@ class RegistryError(AtelierError):
     """A model, a version or an alias is not in the registry, or what is there cannot be loaded."""
 
     exit_code = 2
+
+
+class ChampionMovedError(AtelierError):
+    """The champion is no longer the version that a challenger was compared with."""
+
+
+class LedgerError(AtelierError):
+    """A ledger was edited, cut short, or is being written by another process."""
+
+    exit_code = 2
+
+
+class ScheduleError(AtelierError):
+    """A schedule cannot be kept: its state, or what it starts."""
+
+
+class SubmissionError(AtelierError):
+    """A job cannot be sent as asked: its package is too large, a secret would go along, a variable is not set."""
+
+    exit_code = 2
+
+
+class ClusterError(AtelierError):
+    """A Ray cluster does not answer, refuses the token, does not know the job, or lost it."""

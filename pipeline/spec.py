@@ -7,29 +7,19 @@ checkpoint, MLflow run and registered model.
 
 from __future__ import annotations
 
-import difflib
-import json
 import re
-import types
-import typing
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from pipeline.errors import SpecError
+from pipeline.reading import Strict, apply_overrides, read_tree, validated
 
 Share = Annotated[float, Field(ge=0, lt=1)]
 Rate = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
-
-
-class Strict(BaseModel):
-    """A part of the spec: unknown keys are mistakes, and nothing changes after it is made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
 
 
 # --- data ---------------------------------------------------------------------------------------------------
@@ -368,7 +358,10 @@ class TrainingSpec(Strict):
     `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
     comes first, after `max_seconds` in the loop (both counted over resumptions); the learning-rate schedule
     runs over whichever is nearer. `lr` is the peak. `num_workers: 0` trains in the driver's own process,
-    without Ray Train. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    without Ray Train. `placement: pack` keeps the workers on as few nodes as they fit on, `spread` on as many as
+    there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
+    training begins; its optimisers and schedule begin anew.
     """
 
     steps: Count = 10_000
@@ -384,8 +377,10 @@ class TrainingSpec(Strict):
     final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float | None, Field(gt=0)] = None
     ema_decay: Share = 0.0
+    warm_start: str | None = None
     num_workers: Annotated[int, Field(ge=0)] = 1
     threads_per_worker: Annotated[int | None, Field(ge=1)] = None
+    placement: Literal["pack", "spread"] = "pack"
     use_gpu: bool | Literal["auto"] = "auto"
     report_every: Count = 50
     checkpoint_every: Count = 1000
@@ -523,180 +518,14 @@ def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
     A value is read as YAML. Overriding a `kind` starts that part anew, so that keys of the other kind do not
     linger. Raises: SpecError with every mistake.
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise SpecError(f"{path}: there is no such spec{_nearby(path)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SpecError(f"{path}: the spec cannot be read: {error}") from None
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise SpecError(f"{path}: not valid YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise SpecError(f"{path}: a spec is a mapping of keys, this is {type(tree).__name__}")
-    return make_spec(apply_overrides(tree, overrides), where=str(path))
+    return make_spec(apply_overrides(read_tree(path), overrides), where=str(path))
 
 
 def make_spec(tree: Mapping[str, Any], where: str = "spec") -> RunSpec:
     """Validate a tree of plain values. Raises: SpecError with every mistake."""
-    try:
-        return RunSpec.model_validate(tree)
-    except ValidationError as error:
-        lines = _explain(error, RunSpec, tree)
-        count = f"{len(lines)} mistakes" if len(lines) > 1 else "1 mistake"
-        raise SpecError(f"{where}: {count}\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """A copy of `tree` with each `key.path=value` set. Raises: SpecError on one without '='."""
-    result: dict[str, Any] = json.loads(json.dumps(tree))
-    pairs: list[tuple[list[str], Any]] = []
-    for override in overrides:
-        key, equals, text = override.partition("=")
-        if not equals or not key.strip():
-            raise SpecError(f"--set {override!r}: write key.path=value, for example --set training.lr=3e-4")
-        pairs.append((key.strip().split("."), _parse_value(text)))
-    pairs.sort(key=lambda pair: pair[0][-1] != "kind")
-    for keys, value in pairs:
-        node = result
-        for part in keys[:-1]:
-            child = node.setdefault(part, {})
-            if not isinstance(child, dict):
-                child = node[part] = {}
-            node = child
-        if keys[-1] == "kind" and node.get("kind") != value:
-            node.clear()
-        node[keys[-1]] = value
-    return result
-
-
-def _parse_value(text: str) -> Any:
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        return text
-    if isinstance(value, str):
-        # YAML 1.1 reads 3e-4 (no dot) as a string; people type it as a number.
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    return validated(RunSpec, tree, where)
 
 
 def json_schema() -> dict[str, Any]:
     """The JSON schema of the spec, for editors (`# yaml-language-server: $schema=...`)."""
     return RunSpec.model_json_schema()
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys; lists stay values."""
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _nearby(path: Path) -> str:
-    parent = path.parent if str(path.parent) else Path(".")
-    names = [p.name for p in parent.glob("*.y*ml")] if parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.4)
-    return f"; did you mean {parent / close[0]}?" if close else ""
-
-
-def _explain(error: ValidationError, root: type[BaseModel], tree: Any) -> list[str]:
-    """One line a mistake: dotted path, value seen, what is allowed, nearest right key."""
-    lines: list[str] = []
-    for item in error.errors(include_url=False):
-        location = [part for part in item["loc"] if not _is_union_tag(part, item["loc"], tree)]
-        path = ".".join(str(part) for part in location)
-        if item["type"] == "extra_forbidden":
-            allowed = _allowed_keys(root, location[:-1], tree)
-            close = difflib.get_close_matches(str(location[-1]), allowed, n=1, cutoff=0.5)
-            hint = f"did you mean '{close[0]}'?" if close else f"allowed: {', '.join(sorted(allowed))}"
-            lines.append(f"{path}: unknown key; {hint}")
-        elif item["type"] == "missing":
-            lines.append(f"{path}: this key is needed and is not there")
-        elif item["type"] in ("union_tag_invalid", "union_tag_not_found"):
-            tags = item["ctx"].get("expected_tags", "").replace("'", "").split(", ")
-            seen = item["ctx"].get("tag")
-            if seen is None:
-                allowed_kinds = ", ".join(_kinds(root, location, tree))
-                lines.append(f"{path}.kind: this key is needed and is not there; allowed: {allowed_kinds}")
-            else:
-                close = difflib.get_close_matches(seen, tags, n=1, cutoff=0.5)
-                hint = f"; did you mean '{close[0]}'?" if close else ""
-                lines.append(f"{path}.kind: {seen!r} is none of {', '.join(tags)}{hint}")
-        elif item["type"] == "value_error":
-            prefix = f"{path}: " if path else ""
-            lines.extend(prefix + line for line in str(item["ctx"]["error"]).split("\n"))
-        else:
-            message = item["msg"][0].lower() + item["msg"][1:]
-            lines.append(f"{path}: {item['input']!r}: {message}")
-    return lines
-
-
-def _is_union_tag(part: Any, location: tuple[Any, ...], tree: Any) -> bool:
-    """Whether `part` is a tag that pydantic puts into the path of a discriminated union."""
-    node = tree
-    for step in location:
-        if isinstance(node, Mapping) and node.get("kind") == step and step not in node:
-            if step is part:
-                return True
-            continue
-        if step is part:
-            return False
-        try:
-            node = node[step]
-        except (KeyError, IndexError, TypeError):
-            return False
-    return False
-
-
-def _model_at(root: type[BaseModel], location: list[Any], tree: Any) -> type[BaseModel] | None:
-    current = root
-    node = tree
-    for part in location:
-        field = current.model_fields.get(part)
-        if field is None:
-            return None
-        node = node.get(part, {}) if isinstance(node, Mapping) else {}
-        candidates = [c for c in _classes(field.annotation) if issubclass(c, BaseModel)]
-        if not candidates:
-            return None
-        kind = node.get("kind") if isinstance(node, Mapping) else None
-        tagged = [c for c in candidates if kind in _literal(c)]
-        current = (tagged or candidates)[0]
-    return current
-
-
-def _allowed_keys(root: type[BaseModel], location: list[Any], tree: Any) -> list[str]:
-    model = _model_at(root, location, tree)
-    return list(model.model_fields) if model else []
-
-
-def _kinds(root: type[BaseModel], location: list[Any], tree: Any) -> list[str]:
-    parent = _model_at(root, location[:-1], tree)
-    if parent is None:
-        return []
-    annotation = parent.model_fields[location[-1]].annotation
-    return [tag for c in _classes(annotation) for tag in _literal(c)]
-
-
-def _classes(annotation: Any) -> list[type]:
-    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
-        return [c for argument in typing.get_args(annotation) for c in _classes(argument)]
-    if typing.get_origin(annotation) is Annotated:
-        return _classes(typing.get_args(annotation)[0])
-    return [annotation] if isinstance(annotation, type) else []
-
-
-def _literal(model: type) -> tuple[str, ...]:
-    if not issubclass(model, BaseModel) or "kind" not in model.model_fields:
-        return ()
-    return typing.get_args(model.model_fields["kind"].annotation)

@@ -11,15 +11,16 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pipeline.errors import AtelierError, PreparedDataError
+from pipeline.errors import AtelierError
 from pipeline.progress import Progress, silent
-from pipeline.spec import RunSpec, flatten
+from pipeline.reading import flatten
+from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ NOT_IDENTITY: Any = {
     "training": {
         "num_workers",
         "threads_per_worker",
+        "placement",
         "use_gpu",
         "report_every",
         "checkpoint_every",
@@ -151,19 +153,28 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
 
 
 def train_job(
-    spec: RunSpec, progress: Progress = silent, address: str | None = None, since: float | None = None
+    spec: RunSpec,
+    progress: Progress = silent,
+    address: str | None = None,
+    since: float | None = None,
+    key: str | None = None,
+    tags: Mapping[str, str] | None = None,
 ) -> Outcome:
     """Prepare, train, score, record, register and report `spec`; or finish what an earlier call began.
 
-    Raises: AtelierError; the MLflow run is then FAILED, or KILLED when the user stopped it, and the same call
-    continues it.
+    Without a `key` a finished run of this spec and data is followed by another. With one the run has that name, and
+    when it is finished its outcome is returned: campaigns and retrainings call again after a crash, and train once.
+    `tags` go to the MLflow run. Raises: AtelierError; the MLflow run is then FAILED, or KILLED when the user stopped
+    it, and the same call continues it.
     """
     watch = Stopwatch(since)
     if since is not None:
         watch.add("imports", time.time() - since)
     store = open_store(spec.storage)
     store.check_writable()
-    _check_source(spec)
+    if key is not None and (done := finished_outcome(store, key)) is not None:
+        return done
+    check_source(spec)
     progress("start", 0, None, "starting Ray, opening MLflow")
 
     def tracking_opened() -> Tracking:
@@ -183,10 +194,17 @@ def train_job(
             prepared = prepare(spec, store, progress)
         with watch.stage("tracking"):
             tracking = opening.result()
-        return _train_and_after(spec, store, prepared, tracking, progress, watch)
+        key = key or run_key(spec, prepared.key, store)
+        return _train_and_after(spec, store, prepared, tracking, key, tags or {}, progress, watch)
 
 
-def _check_source(spec: RunSpec) -> None:
+def finished_outcome(store: Store, key: str) -> Outcome | None:
+    """What the run `key` told when it finished; None when it has not."""
+    state = read_state(store, key)
+    return Outcome(**state["outcome"]) if state.get("status") == "finished" else None
+
+
+def check_source(spec: RunSpec) -> None:
     """Find a corpus that is not there before Ray is started."""
     from pipeline.data.codec import CODECS
     from pipeline.data.corpus import open_corpus
@@ -195,15 +213,21 @@ def _check_source(spec: RunSpec) -> None:
 
 
 def _train_and_after(
-    spec: RunSpec, store: Store, prepared: Prepared, tracking: Tracking, progress: Progress, watch: Stopwatch
+    spec: RunSpec,
+    store: Store,
+    prepared: Prepared,
+    tracking: Tracking,
+    key: str,
+    tags: Mapping[str, str],
+    progress: Progress,
+    watch: Stopwatch,
 ) -> Outcome:
     from pipeline.release.tracking import RunRecorder, start_or_continue_run
 
-    key = run_key(spec, prepared.key, store)
+    ours = {"atelier.prepared": prepared.key, "atelier.run": store.path("runs", key)}
     with watch.stage("tracking"):
-        run_id = start_or_continue_run(
-            tracking, spec, key, key, {"atelier.prepared": prepared.key, "atelier.run": store.path("runs", key)}
-        )
+        known = read_state(store, key).get("run_id")
+        run_id = start_or_continue_run(tracking, spec.name, key, key, {**ours, **tags}, known)
     recorder = RunRecorder(tracking.uri, run_id)
     store.write_json({"status": "running", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
     try:
@@ -219,8 +243,9 @@ def _train_and_after(
         recorder.finish("FAILED")
         raise
     recorder.finish("FINISHED")
-    store.write_json({"status": "finished", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
     outcome.seconds = watch.with_total()
+    finished = {"status": "finished", "run_id": run_id, "spec": spec.as_dict(), "outcome": vars(outcome)}
+    store.write_json(finished, "runs", key, "run.json")
     return outcome
 
 
@@ -306,12 +331,27 @@ def _train(
 
     launch = train_in_process if spec.training.num_workers == 0 else train_with_ray
     begun = time.time()
-    trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress)
+    warm = _warm_weights(spec, store, tracking.uri)
+    trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress, warm_weights=warm)
     first_step_at = trained.first_step_at or begun
     watch.add("launch", first_step_at - begun)
     watch.add("to_first_step", first_step_at - watch.started)
     watch.add("train", time.time() - first_step_at)
     save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
+
+
+def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str) -> str | None:
+    """The weights that training begins with, put where every worker reads them; None for new ones."""
+    if spec.training.warm_start is None:
+        return None
+    from pipeline.generation.sampling import WEIGHTS, read_checked
+    from pipeline.release.registry import fetch
+    from pipeline.training.warm import keep_weights
+
+    with tempfile.TemporaryDirectory() as temporary:
+        bundle = fetch(spec.training.warm_start, tracking_uri, Path(temporary))
+        read_checked(bundle)
+        return keep_weights(store, bundle / WEIGHTS)
 
 
 def _samples(spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress) -> tuple[list[Any], bytes | None]:
@@ -378,62 +418,11 @@ def _fetch_folder(store: Store, folder: Path) -> None:
         (folder / name).write_bytes(store.read_bytes(name))
 
 
-def evaluate_job(
-    model_uri: str,
-    overrides: list[str],
-    storage: str | None,
-    progress: Progress = silent,
-    address: str | None = None,
-) -> Outcome:
-    """Score a registered model (or a bundle) again on the data it was prepared with; record under its run.
-
-    `overrides` may change `evaluation.…` only. Raises: SpecError, RegistryError, PreparedDataError.
-    """
-    from pipeline.data.shards import find_prepared
-    from pipeline.errors import SpecError
-    from pipeline.evaluation.evaluate import evaluate
-    from pipeline.generation.sampling import load_bundle
-    from pipeline.ray_session import ray_session
-    from pipeline.release.registry import download, find
-    from pipeline.release.tracking import RunRecorder, resolve_uri
-    from pipeline.spec import apply_overrides, make_spec
-
-    watch = Stopwatch()
-    wrong = [override for override in overrides if not override.startswith("evaluation.")]
-    if wrong:
-        raise SpecError(f"--set {wrong[0]!r}: an evaluation changes evaluation.… only; the model is what it is")
-    tracking_uri = resolve_uri(open_store(storage or "storage"))
-    found = find(model_uri, tracking_uri)
-    with tempfile.TemporaryDirectory() as temporary:
-        bundle = download(found, tracking_uri, Path(temporary))
-        loaded = load_bundle(bundle)
-        spec = make_spec(apply_overrides(loaded.spec.as_dict(), overrides), where=model_uri)
-        store = open_store(storage or spec.storage)
-        prepared = find_prepared(store, loaded.manifest["key"])
-        if prepared is None:
-            raise PreparedDataError(
-                f"{store.path('prepared', loaded.manifest['key'])}: the data this model was prepared with is not here; "
-                "give its storage with --storage, or run 'atelier prepare' with the model's spec"
-            )
-        progress("start", 0, None, "starting Ray")
-        with ray_session(address), watch.stage("evaluate"):
-            scores = evaluate(spec, prepared, bundle, progress)
-    outcome = Outcome(found.run_id, found.model_uri, found.version, prepared=prepared.key)
-    outcome.metrics = {name: score.value for name, score in scores.items()}
-    if found.run_id is not None:
-        recorder = RunRecorder(tracking_uri, found.run_id)
-        stamp = time.strftime("%Y%m%dT%H%M%S")
-        recorder.log_json({name: score.as_dict() for name, score in scores.items()}, f"evaluations/{stamp}.json")
-    outcome.seconds = watch.with_total()
-    return outcome
-
-
 def plan(spec: RunSpec) -> dict[str, Any]:
     """What `train_job` would do, without doing any of it: what `--dry-run` prints."""
     from pipeline.data.codec import CODECS
     from pipeline.data.corpus import open_corpus
-    from pipeline.data.prepare import prepared_key
-    from pipeline.data.shards import find_prepared
+    from pipeline.data.shards import find_prepared, prepared_key
     from pipeline.release.tracking import resolve_uri
 
     store = open_store(spec.storage)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -119,6 +120,26 @@ def lane_spec(**training: Any) -> RunSpec:
     spec = cell_spec("rnn", "text", **training).as_dict()
     spec["data"]["codec"] = {"kind": "characters", "packing": "windows", "length": 8}
     return make_spec(spec)
+
+
+@pytest.fixture(scope="session")
+def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, since its migrations
+    take seconds, and only to be copied."""
+    from pipeline.release.tracking import connect
+
+    path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
+    connect(f"sqlite:///{path}", create=True)
+    return path
+
+
+@pytest.fixture
+def storage_with_mlflow(mlflow_file: Path, tmp_path: Path) -> Path:
+    """A storage of the test's own with such a store in it."""
+    storage = tmp_path / "storage"
+    storage.mkdir()
+    shutil.copyfile(mlflow_file, storage / "mlflow.db")
+    return storage
 
 
 @pytest.fixture(scope="session")

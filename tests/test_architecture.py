@@ -17,6 +17,10 @@ RAY_ROOMS = {
     "pipeline/evaluation/evaluate.py",
     "pipeline/ray_session.py",
     "pipeline/workflow.py",
+    "pipeline/operations/doctor.py",
+    "pipeline/tuning/trial.py",
+    "pipeline/tuning/campaign.py",
+    "pipeline/operations/cluster.py",
 }
 MLFLOW_ROOMS = {
     "pipeline/release/tracking.py",
@@ -24,7 +28,7 @@ MLFLOW_ROOMS = {
     "pipeline/release/model_file.py",
 }
 PLAIN = ["pipeline/models", "pipeline/training/steps.py", "pipeline/training/loop.py", "pipeline/training/session.py"]
-ORDER = ["data", "models", "evaluation", "training", "generation", "release", "report"]
+ORDER = ["data", "models", "evaluation", "training", "generation", "release", "report", "tuning", "operations"]
 
 
 def imports(path: Path) -> set[str]:

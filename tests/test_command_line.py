@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from jobs.__main__ import app
 
-def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
-    import os
+Answer = tuple[int, dict[str, Any], str]
 
+
+def run(*arguments: str, **environment: str) -> Answer:
+    """A process, as a user starts it: exit code, last line of stdout, stderr."""
     result = subprocess.run(
         [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, env={**os.environ, **environment}
     )
@@ -21,29 +29,67 @@ def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
     return result.returncode, json.loads(last), result.stderr
 
 
+def run_here(*arguments: str) -> Answer:
+    """The same in this process, where heavy imports are paid once; what a job does to its process is undone."""
+    kept, handler = (os.dup(1), os.dup(2)), signal.getsignal(signal.SIGTERM)
+    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
+        os.dup2(output.fileno(), 1)
+        os.dup2(errors.fileno(), 2)
+        try:
+            streams = contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)
+            with streams[0], streams[1], pytest.raises(SystemExit) as left:
+                app(list(arguments), prog_name="atelier")
+        finally:
+            for number, saved in enumerate(kept, start=1):
+                os.dup2(saved, number)
+                os.close(saved)
+            signal.signal(signal.SIGTERM, handler)
+        output.seek(0)
+        errors.seek(0)
+        return int(left.value.code or 0), json.loads(output.read().splitlines()[-1]), errors.read()
+
+
+# A process of its own for what is quick, and for one of each exit code; the others import Ray, torch and MLflow.
 @pytest.mark.parametrize(
-    ("arguments", "code", "words"),
+    ("start", "arguments", "code", "words"),
     [
-        (["train", "conf/nothing.yaml"], 2, "there is no such spec"),
-        (["train", "conf/image_vae.yaml", "--set", "training.lrr=1"], 2, "did you mean 'lr'?"),
-        (["train", "conf/image_vae.yaml", "--set", "data.source.kind=files", "--set", "data.source.path=/no/such"], 2,
-         "/no/such"),
-        (["prepare", "conf/image_vae.yaml", "--set", "storage=/proc/no"], 1, "/proc/no"),
-        (["evaluate", "models:/x@champion", "--set", "training.lr=1"], 2, "changes evaluation.… only"),
-        (["generate", "models:/nothing@champion"], 2, "nothing"),
+        (run, ["train", "conf/nothing.yaml"], 2, "there is no such spec"),
+        (run, ["train", "conf/image_vae.yaml", "--set", "training.lrr=1"], 2, "did you mean 'lr'?"),
+        (run_here, ["train", "conf/image_vae.yaml", "--set", "data.source.kind=files",
+                    "--set", "data.source.path=/no/such"], 2, "/no/such"),
+        (run, ["doctor", "--address", "127.0.0.1:9"], 1, "no Ray cluster answers"),
+        (run_here, ["prepare", "conf/image_vae.yaml", "--set", "storage=/proc/no"], 1, "/proc/no"),
+        (run_here, ["evaluate", "models:/x@champion", "--set", "training.lr=1"], 2, "changes evaluation.… only"),
+        (run_here, ["generate", "models:/nothing@champion"], 2, "nothing"),
     ],
 )  # fmt: skip
-def test_mistake_gives_one_error_and_its_code(arguments: list[str], code: int, words: str, tmp_path: Path) -> None:
+def test_mistake_gives_one_error_and_its_code(
+    start: Callable[..., Answer],
+    arguments: list[str],
+    code: int,
+    words: str,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+) -> None:
     if arguments[0] == "generate":
-        arguments = [*arguments, "--out", str(tmp_path / "out"), "--storage", str(tmp_path)]
-        from pipeline.release.tracking import connect
-
-        connect(f"sqlite:///{tmp_path}/mlflow.db", create=True)
-    seen, answer, errors = run(*arguments)
+        storage = request.getfixturevalue("storage_with_mlflow")
+        arguments = [*arguments, "--out", str(tmp_path / "out"), "--storage", str(storage)]
+    seen, answer, errors = start(*arguments)
     assert seen == code, errors
     assert words in answer["error"]
     assert words in errors
     assert "Traceback" not in errors
+
+
+def test_a_command_that_succeeds_exits_with_0_and_answers_in_one_line(tmp_path: Path) -> None:
+    code, answer, errors = run("schema", "--out", str(tmp_path / "schema.json"))
+    assert (code, answer) == (0, {"schema": str(tmp_path / "schema.json")}), errors
+    assert "training" in json.loads((tmp_path / "schema.json").read_text())["properties"]
+
+
+def test_a_job_in_this_process_answers_as_one_of_its_own() -> None:
+    arguments = ("train", "conf/image_vae.yaml", "--set", "training.lrr=1")
+    assert run_here(*arguments) == run(*arguments)
 
 
 def test_debug_shows_the_traceback() -> None:
@@ -55,8 +101,11 @@ def test_unknown_option_is_the_users_mistake() -> None:
     assert run("train", "conf/image_vae.yaml", "--sett", "a=1")[0] == 2
 
 
+@pytest.mark.ray
 @pytest.mark.slow
-def test_tracking_server_that_does_not_answer_is_said_before_training(tmp_path: Path) -> None:
+def test_tracking_server_that_does_not_answer_is_said_before_training(ray_cluster: None, tmp_path: Path) -> None:
+    import ray
+
     code, answer, errors = run(
         "train",
         "conf/image_vae.yaml",
@@ -65,6 +114,7 @@ def test_tracking_server_that_does_not_answer_is_said_before_training(tmp_path: 
         "--set",
         "training.num_workers=0",
         MLFLOW_TRACKING_URI="http://127.0.0.1:9",
+        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
     )
     assert code == 1, errors
     assert answer["kind"] == "TrackingError"

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import SpecError
-from pipeline.spec import RunSpec, apply_overrides, flatten, json_schema, load_spec, make_spec
+from pipeline.reading import apply_overrides, flatten
+from pipeline.spec import RunSpec, json_schema, load_spec, make_spec
 
 CONFS = sorted(Path("conf").glob("*.yaml")) + sorted(Path("conf/benchmarks").glob("*.yaml"))
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SPLITS, ShardWriter
+from pipeline.data.shards import SPLITS, Records, ShardWriter
 from pipeline.errors import CorpusError
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
@@ -61,7 +61,8 @@ class _Split:
 
 @dataclass
 class Collector:
-    """Takes encoded tables by `add`; `finish` gives the manifest's `splits` and `report`."""
+    """Takes encoded tables by `add`; `finish` gives the manifest's `splits` and `report`, and then `records` has
+    everything that was read, kept or not."""
 
     store: Store
     layout: Layout
@@ -74,6 +75,7 @@ class Collector:
     dropped: Counter[str] = field(default_factory=Counter)
     _hashes: list[np.ndarray] = field(default_factory=list)
     _lengths: list[np.ndarray] = field(default_factory=list)
+    _records: list[Records] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         layout, rows = self.layout, self.spec.data.rows_per_shard
@@ -89,6 +91,7 @@ class Collector:
         """Take the next table of `stages.ENCODED_SCHEMA`. Raises: StorageError."""
         self.read += table.num_rows
         self.note_failures(table)
+        self._records.append(Records.of(table["record"].to_pylist(), table["split"].to_pylist()))
         table = table.filter(pc.is_valid(table["x"]))
         self.kept += table.num_rows
         self.unknown += pc.sum(table["unknown"]).as_py() or 0
@@ -153,6 +156,10 @@ class Collector:
             summary = {"min": int(lengths.min()), "mean": float(lengths.mean()), "max": int(lengths.max())}
             report["example_lengths"] = summary
         return entries, report
+
+    def records(self) -> Records:
+        """Every record that was read, with its side."""
+        return Records.joined(self._records)
 
     def labels(self) -> tuple[str, ...]:
         """The labels of the training split, sorted."""

@@ -6,7 +6,6 @@ the corpus's order as they arrive. What is written is complete or not there at a
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import time
@@ -24,7 +23,7 @@ from pipeline.data.codec import Codec, make_codec
 from pipeline.data.collect import Collector
 from pipeline.data.corpus import open_corpus
 from pipeline.data.records import Corpus, Unit
-from pipeline.data.shards import FOLDER, FORMAT_VERSION, MANIFEST, Manifest, Prepared, find_prepared
+from pipeline.data.shards import FOLDER, FORMAT_VERSION, MANIFEST, Manifest, Prepared, find_prepared, prepared_key
 from pipeline.data.stages import EncodeStage, ReadStage
 from pipeline.errors import AtelierError
 from pipeline.progress import Progress, silent
@@ -32,14 +31,6 @@ from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
 BLOCK_BYTES = 32 * 2**20
-
-
-def prepared_key(spec: RunSpec, corpus: Corpus) -> str:
-    """16 hexadecimal digits: what the corpus holds and how it is prepared, wherever it lies."""
-    data = spec.data.model_dump(mode="json")
-    data["source"].pop("path", None)
-    tree = {"format": FORMAT_VERSION, "corpus": corpus.fingerprint(), "data": data}
-    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepared:
@@ -73,6 +64,7 @@ def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepare
                 "fingerprint": corpus.fingerprint(),
                 "licence": corpus.licence,
                 "source": spec.data.source.model_dump(mode="json"),
+                "records": collector.records().save(folder),
             },
             split=spec.data.split.model_dump(mode="json"),
             codec=codec.state(),

@@ -4,12 +4,14 @@ The driver of `prepare` writes shards with `ShardWriter` and the manifest last; 
 them back with `Prepared.load_split`. A set is never changed after its manifest is there.
 
     prepared/<key>/train-00000.parquet …  id: string, origin: string, label: string, x: arrow.fixed_shape_tensor
+    prepared/<key>/records.parquet            record: uint64, split: string (null where quarantined or dropped)
     prepared/<key>/manifest.json
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
@@ -24,20 +26,24 @@ from torch import Tensor
 
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout
+from pipeline.data.records import Corpus
 from pipeline.errors import PreparedDataError
+from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
 FORMAT_VERSION = 1
 SPLITS = ("train", "validation", "test")
 FOLDER = "prepared"
 MANIFEST = "manifest.json"
+RECORDS = "records.parquet"
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared set is, of JSON types throughout.
 
-    `corpus`: fingerprint, licence and source; `codec`: the fitted codec's state; `splits`: for each split its
+    `corpus`: fingerprint, licence, source and `records` (file, count, sha256; sets made before there was such a file
+    have none); `codec`: the fitted codec's state; `splits`: for each split its
     `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous stream
     leaves after its last whole window), `labels` (counts) and `shards` (file, rows, bytes, sha256); `report`:
     what was read, kept, dropped and quarantined, and why.
@@ -84,6 +90,50 @@ class SplitArrays:
 
 
 @dataclass(frozen=True)
+class Records:
+    """Which records a corpus had: `record` uint64 `[N]`, the first 16 hexadecimal digits of the sha256 of each one's
+    content; `side` uint8 `[N]`, its place in `SPLITS`, or `NO_SIDE`. Sorted, each pair once."""
+
+    record: np.ndarray
+    side: np.ndarray
+
+    NO_SIDE = len(SPLITS)
+
+    @classmethod
+    def of(cls, ids: Sequence[str], splits: Sequence[str | None]) -> Records:
+        """From identifiers as `records.content_id` gives them, and the name of each one's split or None."""
+        record = np.array([int(value, 16) for value in ids], np.uint64)
+        side = np.array([cls.NO_SIDE if name is None else SPLITS.index(name) for name in splits], np.uint8)
+        return cls(record, side)._sorted()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        record = np.concatenate([np.zeros(0, np.uint64), *(part.record for part in parts)])
+        return cls(record, np.concatenate([np.zeros(0, np.uint8), *(part.side for part in parts)]))._sorted()
+
+    def _sorted(self) -> Records:
+        order = np.lexsort((self.side, self.record))
+        record, side = self.record[order], self.side[order]
+        first = np.ones(len(record), bool)
+        first[1:] = (record[1:] != record[:-1]) | (side[1:] != side[:-1])
+        return Records(record[first], side[first])
+
+    def on(self, split: str) -> np.ndarray:
+        """The records of a split, uint64 `[any]`."""
+        return self.record[self.side == SPLITS.index(split)]
+
+    def save(self, store: Store) -> dict[str, Any]:
+        """Write them into a prepared set's folder; the manifest's entry."""
+        names = pa.array([*SPLITS, None], pa.string()).take(pa.array(self.side))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"record": self.record, "split": names}), sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        store.write_bytes(data, RECORDS)
+        count = len(np.unique(self.record))
+        return {"file": RECORDS, "count": count, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@dataclass(frozen=True)
 class Prepared:
     """A complete prepared set; `store` is its own folder."""
 
@@ -124,6 +174,27 @@ class Prepared:
         return SplitArrays(
             x=torch.from_numpy(x), label=torch.from_numpy(label), ids=pa.chunked_array(ids, pa.string()), tail=tail
         )
+
+    def load_records(self) -> Records | None:
+        """Which records the set was made from; None for a set from before these were kept.
+
+        Raises: PreparedDataError when the file is missing or was changed.
+        """
+        entry = self.manifest.corpus.get("records")
+        if entry is None:
+            return None
+        where = self.store.path(entry["file"])
+        if not self.store.exists(entry["file"]):
+            raise PreparedDataError(f"{where}: the file is missing; delete {self.store.uri} and prepare again")
+        data = self.store.read_bytes(entry["file"])
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise PreparedDataError(
+                f"{where}: the file was changed, its sha256 is not the manifest's; delete {self.store.uri} and run "
+                "'atelier prepare' again"
+            )
+        table = pq.read_table(pa.BufferReader(data))
+        side = pc.fill_null(pc.index_in(table["split"], value_set=pa.array(SPLITS)), Records.NO_SIDE)
+        return Records(table["record"].to_numpy(), side.to_numpy().astype(np.uint8))
 
     def missing_shards(self) -> list[str]:
         """Names of shards that are not there or are not of the size the manifest says; reads none of them."""
@@ -208,6 +279,14 @@ class ShardWriter:
         self.store.write_bytes(data, file)
         sha256 = hashlib.sha256(data).hexdigest()
         self.shards.append({"file": file, "rows": table.num_rows, "bytes": len(data), "sha256": sha256})
+
+
+def prepared_key(spec: RunSpec, corpus: Corpus) -> str:
+    """16 hexadecimal digits: what the corpus holds and how it is prepared, wherever it lies."""
+    data = spec.data.model_dump(mode="json")
+    data["source"].pop("path", None)
+    tree = {"format": FORMAT_VERSION, "corpus": corpus.fingerprint(), "data": data}
+    return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def find_prepared(store: Store, key: str) -> Prepared | None:

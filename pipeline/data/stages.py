@@ -20,11 +20,11 @@ from pipeline.errors import CodecError
 from pipeline.spec import SplitSpec
 
 READ_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "origin", "split", "label", "error", "dropped")]
+    [(name, pa.string()) for name in ("id", "record", "origin", "split", "label", "error", "dropped")]
     + [("raw", pa.large_binary())]
 )
 ENCODED_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "origin", "split", "label", "error", "dropped")]
+    [(name, pa.string()) for name in ("id", "record", "origin", "split", "label", "error", "dropped")]
     + [("x", pa.large_binary())]
     + [(name, pa.int64()) for name in ("length", "characters", "utf8_bytes", "unknown")]
 )
@@ -36,7 +36,8 @@ Row = dict[str, Any]
 
 class ReadStage:
     """Units → decoded, cleaned records with their split: `READ_SCHEMA`, where `raw` holds the bytes of the codec's raw
-    form (UTF-8, uint8 pixels or float32 samples)."""
+    form (UTF-8, uint8 pixels or float32 samples). `record` is the corpus's own record, of which a text that is split
+    by position gives several parts, each with an `id`."""
 
     def __init__(self, corpus: Corpus, codec_state: dict[str, Any], split: SplitSpec) -> None:
         self.corpus, self.codec_state, self.split = corpus, codec_state, split
@@ -48,7 +49,7 @@ class ReadStage:
             yield from _tables(rows, READ_SCHEMA, "raw")
 
     def _rows(self, record: Record, codec: Codec) -> Iterator[Row]:
-        row: Row = {key: record[key] for key in ("id", "origin", "label", "error")}
+        row: Row = {"record": record["id"], **{key: record[key] for key in ("id", "origin", "label", "error")}}
         if record["error"] is not None:
             yield row
             return

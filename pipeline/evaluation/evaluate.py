@@ -20,7 +20,8 @@ import torch
 from ray.exceptions import RayTaskError
 
 from pipeline.data.shards import Prepared
-from pipeline.errors import AtelierError, CorpusError
+from pipeline.errors import AtelierError, ComparisonError, CorpusError
+from pipeline.evaluation.compare import Measured, read_through
 from pipeline.evaluation.features import STAGE as EXTRACTOR_STAGE
 from pipeline.evaluation.features import ClassifierExtractor, can_extract, find_or_train_extractor
 from pipeline.evaluation.fidelity import FrechetDistance
@@ -58,6 +59,7 @@ class Work:
     world_size: int
     use_gpu: bool
     share_of_machine: int
+    metrics: tuple[str, ...]
 
     def settle(self) -> torch.device:
         """Take this task's share of the machine's cores, and its device."""
@@ -71,16 +73,7 @@ def evaluate(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress
     `spec.evaluation` decides the split, the examples and the workers; the numbers do not depend on the workers.
     Raises: CorpusError when the held-out split is empty, PreparedDataError, RegistryError.
     """
-    entry = prepared.manifest.splits.get(spec.evaluation.split, {})
-    if not entry.get("rows") and len(entry.get("tail_tokens", ())) < 2:
-        raise CorpusError(
-            f"{prepared.store.uri}: the split {spec.evaluation.split!r} is empty, there is nothing to score on; raise "
-            f"data.split.{spec.evaluation.split}, or set evaluation.split to one that has records"
-        )
-    if ray.is_initialized():
-        sums = _sums_by_tasks(spec, prepared, bundle, progress)
-    else:
-        sums = _sums_here(spec, prepared, bundle, progress)
+    sums = _sums(spec, prepared, bundle, tuple(METRICS), progress)
     subject = load_subject(spec, prepared, bundle, torch.device("cpu"))
     scores: dict[str, Score] = {}
     for name, metric in METRICS.items():
@@ -89,19 +82,62 @@ def evaluate(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress
     return {f"{spec.evaluation.split}/{key}": score for key, score in scores.items()}
 
 
+def measure(spec: RunSpec, prepared: Prepared, bundle: Path, key: str, progress: Progress = silent) -> Measured:
+    """One score of the model in `bundle`, by its key without the split's prefix, with the blocks it is made of.
+
+    Two models that are measured with the same `spec` and `prepared` can be compared, whatever they were trained on.
+    Raises: ComparisonError when the model cannot be scored on this data or has no such score, and as `evaluate`.
+    """
+    name = FrechetDistance.name if key.startswith(FrechetDistance.name) else Likelihood.name
+    sums = _sums(spec, prepared, bundle, (name,), progress)
+    subject = load_subject(spec, prepared, bundle, torch.device("cpu"))
+    metric = METRICS[name]()
+    scores = metric.finish(sums[name], subject) if sums.get(name) else {}
+    if key not in scores:
+        raise ComparisonError(
+            f"{bundle}: the evaluation of this {subject.spec.model.family.kind} gives no {key!r} on "
+            f"{prepared.store.uri}, it gives {', '.join(scores) or 'nothing (a distance needs labels)'}; set "
+            "compare.metric"
+        )
+    blocks = metric.blocks(sums[name], subject)
+    values = metric.scoring(list(blocks.values()), subject)
+    return Measured(scores[key], blocks, lambda part: values(part)[key])
+
+
+def _sums(
+    spec: RunSpec, prepared: Prepared, bundle: Path, metrics: tuple[str, ...], progress: Progress
+) -> dict[str, Sums]:
+    """The sums of all ranks, by metric. Raises: CorpusError when there is nothing to score on."""
+    entry = prepared.manifest.splits.get(spec.evaluation.split, {})
+    if not entry.get("rows") and len(entry.get("tail_tokens", ())) < 2:
+        raise CorpusError(
+            f"{prepared.store.uri}: the split {spec.evaluation.split!r} is empty, there is nothing to score on; raise "
+            f"data.split.{spec.evaluation.split}, or set evaluation.split to one that has records"
+        )
+    if ray.is_initialized():
+        return _sums_by_tasks(spec, prepared, bundle, metrics, progress)
+    return _sums_here(spec, prepared, bundle, metrics, progress)
+
+
 def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.device) -> Subject:
-    """The model and the held-out split, with the prepared set's extractor where it has one already."""
+    """The model and the held-out split, read through the model's own codec, with the prepared set's extractor where it
+    has one already. Raises: ComparisonError when the model is of other examples than the split."""
     loaded = load_bundle(bundle, device)
     loaded.model.importance_samples = spec.evaluation.nll_samples
+    arrays = prepared.load_split(spec.evaluation.split)
+    cut = spec.evaluation.max_examples
+    num_rows = len(arrays) if cut is None else min(len(arrays), cut)
+    arrays, surcharge_nats = read_through(loaded.codec, prepared.codec, arrays, num_rows)
     return Subject(
         spec=spec,
         layout=loaded.layout,
         codec=loaded.codec,
         model=loaded.model,
-        arrays=prepared.load_split(spec.evaluation.split),
+        arrays=arrays,
         split=prepared.manifest.splits[spec.evaluation.split],
         device=device,
         extractor=_extractor(spec, prepared, device, silent),
+        surcharge_nats=surcharge_nats,
     )
 
 
@@ -114,7 +150,7 @@ def _extractor(
 def _news_of_work(work: Work, bundle: Path, rank: int, device: torch.device) -> Iterator[News | dict[str, Sums]]:
     """News after every piece, and at last this rank's sums by metric."""
     subject = load_subject(work.spec, work.prepared, bundle, device)
-    metrics = [metric() for metric in METRICS.values()]
+    metrics = [METRICS[name]() for name in work.metrics]
     counts = [len(range(rank, metric.num_pieces(subject), work.world_size)) for metric in metrics]
     done, total = 0, sum(counts)
     result: dict[str, Sums] = {}
@@ -128,10 +164,12 @@ def _news_of_work(work: Work, bundle: Path, rank: int, device: torch.device) -> 
     yield result
 
 
-def _sums_here(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress) -> dict[str, Sums]:
+def _sums_here(
+    spec: RunSpec, prepared: Prepared, bundle: Path, metrics: tuple[str, ...], progress: Progress
+) -> dict[str, Sums]:
     device = torch.device("cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu")
     _extractor(spec, prepared, device, progress)
-    work = Work(spec, prepared, {}, 1, device.type == "cuda", 1)
+    work = Work(spec, prepared, {}, 1, device.type == "cuda", 1, metrics)
     sums: dict[str, Sums] = {}
     for news in _news_of_work(work, bundle, 0, device):
         if isinstance(news, News):
@@ -165,15 +203,17 @@ def _measure_task(work: Work, rank: int) -> Iterator[News | dict[str, Sums]]:
                 yield news
 
 
-def _sums_by_tasks(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress) -> dict[str, Sums]:
+def _sums_by_tasks(
+    spec: RunSpec, prepared: Prepared, bundle: Path, metrics: tuple[str, ...], progress: Progress
+) -> dict[str, Sums]:
     workers = spec.evaluation.num_workers
     gpus = ray.cluster_resources().get("GPU", 0.0) if spec.training.use_gpu else 0.0
     nodes = sum(1 for node in ray.nodes() if node["Alive"])
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": min(1.0, gpus / workers), "max_retries": 1}
     files = {path.name: path.read_bytes() for path in sorted(bundle.iterdir()) if path.is_file()}
-    work = Work(spec, prepared, files, workers, gpus > 0, max(1, -(-workers // nodes)))
-    if can_extract(prepared.layout):
-        alone = Work(spec, prepared, {}, 1, gpus > 0, 1)
+    work = Work(spec, prepared, files, workers, gpus > 0, max(1, -(-workers // nodes)), metrics)
+    if FrechetDistance.name in metrics and can_extract(prepared.layout):
+        alone = Work(spec, prepared, {}, 1, gpus > 0, 1, metrics)
         _follow([ray.remote(_train_extractor_task).options(**options).remote(alone)], progress)
     shared = ray.put(work)
     task = ray.remote(_measure_task).options(**options)

@@ -7,7 +7,7 @@ as many generated as real examples, and its floor between two disjoint real halv
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -130,6 +130,9 @@ class FrechetDistance(Metric):
                 yield in_block(chunk.block, {f"{chunk.which}/{name}": value for name, value in found.items()})
         finally:
             subject.model.train(was_training)
+
+    def scoring(self, blocks: Sequence[Sums], subject: Subject) -> Callable[[Sums], dict[str, float]]:
+        return distances
 
     def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
         if not sums or subject.extractor is None:

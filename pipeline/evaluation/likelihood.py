@@ -8,7 +8,7 @@ exactly once. Batches and groups of lanes are cut by the data alone: the sums do
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,7 +23,6 @@ from pipeline.evaluation.metric import (
     Score,
     Subject,
     add,
-    blocks_of,
     in_block,
     total_of,
     with_intervals,
@@ -260,8 +259,19 @@ class Likelihood(Metric):
         ):
             yield in_block(piece.block, piece.sums)
 
-    def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
-        blocks = blocks_of(sums)
+    def blocks(self, sums: Sums, subject: Subject) -> dict[int, Sums]:
+        """The sums of each block, with its share of the surcharge."""
+        blocks = super().blocks(sums, subject)
+        if subject.surcharge_nats:
+            unit = "tokens" if all("tokens" in block for block in blocks.values()) else "examples"
+            each = subject.surcharge_nats / float(total_of(list(blocks.values()))[unit])
+            for block in blocks.values():
+                for name, sign in (("nats", 1), ("nll", 1), ("elbo", -1)):
+                    if name in block:
+                        block[name] = block[name] + sign * each * block[unit]
+        return blocks
+
+    def scoring(self, blocks: Sequence[Sums], subject: Subject) -> Callable[[Sums], dict[str, float]]:
         lengths = text_lengths(subject)
         examples = float(total_of(blocks)["examples"])
 
@@ -278,8 +288,13 @@ class Likelihood(Metric):
                 values["bits_per_byte"] = bits / (lengths.utf8_bytes * share)
             return values
 
+        return scores
+
+    def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
+        blocks = list(self.blocks(sums, subject).values())
+        lengths = text_lengths(subject)
         result: dict[str, Score] = {}
-        for name, (value, interval) in with_intervals(blocks, scores).items():
+        for name, (value, interval) in with_intervals(blocks, self.scoring(blocks, subject)).items():
             definition = DEFINITIONS.get(name, Definition(name, "", None, ""))
             protocol = subject.protocol()
             if name == "nll_nats":

@@ -158,7 +158,8 @@ DEFINITIONS: dict[str, Definition] = {
 class Subject:
     """What is measured: a model with the held-out split, and the extractor where the corpus allows one.
 
-    `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...).
+    `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `surcharge_nats` is what
+    a model that reads the split through another vocabulary is charged in all (see `compare`).
     """
 
     spec: RunSpec
@@ -169,6 +170,7 @@ class Subject:
     split: Mapping[str, Any]
     device: torch.device
     extractor: Extractor | None = None
+    surcharge_nats: float = 0.0
 
     @property
     def num_rows(self) -> int:
@@ -194,6 +196,14 @@ class Metric(ABC):
     @abstractmethod
     def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
         """The sums of each piece that falls to `rank`; which pieces there are must not depend on `world_size`."""
+
+    @abstractmethod
+    def scoring(self, blocks: Sequence[Sums], subject: Subject) -> Callable[[Sums], dict[str, float]]:
+        """Of all blocks, the function from the sums of some of them to their values."""
+
+    def blocks(self, sums: Sums, subject: Subject) -> dict[int, Sums]:
+        """The sums of each block, by its number."""
+        return numbered_blocks(sums)
 
     @abstractmethod
     def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
@@ -223,11 +233,16 @@ def in_block(block: int, sums: Sums) -> Sums:
 
 def blocks_of(sums: Sums) -> list[Sums]:
     """Undo `in_block`: the sums of each block, in the blocks' order."""
+    return list(numbered_blocks(sums).values())
+
+
+def numbered_blocks(sums: Sums) -> dict[int, Sums]:
+    """Undo `in_block`: the sums of each block by its number, in order."""
     blocks: dict[int, Sums] = {}
     for key, value in sums.items():
         block, _, name = key.partition("|")
         blocks.setdefault(int(block), {})[name] = value
-    return [blocks[block] for block in sorted(blocks)]
+    return {block: blocks[block] for block in sorted(blocks)}
 
 
 def total_of(blocks: Sequence[Sums]) -> Sums:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import RegistryError
+from pipeline.errors import ChampionMovedError, RegistryError
 from pipeline.generation.sampling import CHECKSUMS, MANIFEST, SPEC, WEIGHTS, Bundle, load_bundle
 from pipeline.release.card import model_card
 from pipeline.release.tracking import Tracking, connect, explained, import_mlflow
@@ -203,6 +203,79 @@ def _make_registered_model(client: MlflowClient, name: str, undo: contextlib.Exi
             raise
     else:
         undo.callback(client.delete_registered_model, name)
+
+
+# --- the champion ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The version that the alias `champion` names; `created_at` is in seconds since 1970."""
+
+    name: str
+    version: str
+    run_id: str | None
+    prepared: str | None
+    created_at: float
+
+    @property
+    def model_uri(self) -> str:
+        return f"models:/{self.name}/{self.version}"
+
+
+def find_champion(tracking_uri: str, name: str) -> Champion | None:
+    """The champion of a registered model; None when there is none yet, or no such store. Raises: TrackingError."""
+    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
+        return None
+    client = connect(tracking_uri)
+    from mlflow.exceptions import MlflowException
+
+    with explained(f"{tracking_uri}: the champion of {name!r} cannot be looked up"):
+        try:
+            version = client.get_model_version_by_alias(name, CHAMPION)
+        except MlflowException as error:
+            # A model without the alias is INVALID_PARAMETER_VALUE, one that is not there RESOURCE_DOES_NOT_EXIST.
+            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
+                raise
+            return None
+    return Champion(
+        name,
+        str(version.version),
+        version.run_id,
+        version.tags.get("atelier.prepared"),
+        version.creation_timestamp / 1000,
+    )
+
+
+def promote(tracking_uri: str, name: str, version: str, expected_champion: str | None) -> None:
+    """Move the alias `champion` to `version` if it is still at `expected_champion`; a second call changes nothing.
+
+    MLflow has no compare-and-set: the alias is read, and set at once after. Raises: ChampionMovedError when it was
+    moved meanwhile, RegistryError when there is no such version, TrackingError.
+    """
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: {name!r} version {version} cannot be promoted"):
+        now = find_champion(tracking_uri, name)
+        if now is not None and now.version == version:
+            return
+        if (now.version if now else None) != expected_champion:
+            raise ChampionMovedError(
+                f"{name}: the champion is {f'version {now.version}' if now else 'no version'} now and was "
+                f"{f'version {expected_champion}' if expected_champion else 'none'} when version {version} was "
+                "compared with it; nothing was moved"
+            )
+        known = {str(item.version) for item in client.search_model_versions(f"name = '{name}'")}
+        if version not in known:
+            raise RegistryError(f"{name}: there is no version {version}; it has {', '.join(sorted(known)) or 'none'}")
+        client.set_registered_model_alias(name, CHAMPION, version)
+
+
+def tag_version(tracking_uri: str, name: str, version: str, tags: Mapping[str, str]) -> None:
+    """Set tags of a version; one that it has gets the new value. Raises: TrackingError."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: {name!r} version {version} cannot be tagged"):
+        for key, value in tags.items():
+            client.set_model_version_tag(name, version, key, value)
 
 
 # --- finding --------------------------------------------------------------------------------------------------

@@ -212,14 +212,24 @@ def _local_folder(store: Store) -> Path:
 
 
 def start_or_continue_run(
-    tracking: Tracking, spec: RunSpec, run_name: str, run_key: str, tags: Mapping[str, str] | None = None
+    tracking: Tracking,
+    name: str,
+    run_name: str,
+    run_key: str,
+    tags: Mapping[str, str] | None = None,
+    known: str | None = None,
 ) -> str:
-    """The id of a run that is RUNNING: the newest with this `run_key` that did not finish, or a new one.
+    """The id of a run that is RUNNING: `known`, or the newest with this `run_key` that did not finish, or a new one.
 
-    `run_key` is a word of letters, digits, dashes and the like that says which run this is. Raises: TrackingError.
+    `name` is the spec's or the campaign's; `run_key` is a word of letters, digits, dashes and the like that says
+    which run this is. Raises: TrackingError.
     """
     client = connect(tracking.uri)
     with explained(f"{tracking.uri}: the run {run_name!r} cannot be started"):
+        # A store that was cleared since no longer has it.
+        if known is not None and _has_run(client, known):
+            client.update_run(known, status="RUNNING")
+            return known
         runs = client.search_runs(
             [tracking.experiment_id],
             filter_string=f"tags.`{RUN_KEY}` = '{run_key}' and attributes.status != 'FINISHED'",
@@ -235,7 +245,7 @@ def start_or_continue_run(
             run_name=run_name,
             tags={
                 RUN_KEY: run_key,
-                "atelier.name": spec.name,
+                "atelier.name": name,
                 "mlflow.source.name": "atelier",
                 "mlflow.source.type": "LOCAL",
                 "mlflow.user": _user(),
@@ -244,6 +254,25 @@ def start_or_continue_run(
             },
         )
         return str(created.info.run_id)
+
+
+def run_status(tracking_uri: str, run_id: str) -> str:
+    """RUNNING, FINISHED, FAILED or KILLED. Raises: TrackingError."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: the status of run {run_id} cannot be read"):
+        return str(client.get_run(run_id).info.status)
+
+
+def _has_run(client: MlflowClient, run_id: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        client.get_run(run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False
+    return True
 
 
 def _user() -> str:

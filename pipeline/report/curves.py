@@ -6,6 +6,7 @@ Pure Python; turns the rows of a run's history into strings of SVG paths for the
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -175,7 +176,8 @@ def _smoothed(points: list[tuple[int, float]]) -> list[tuple[int, float]]:
 
 def _ticks(low: float, high: float, about: int) -> list[float]:
     """Round numbers that span `low` to `high`."""
-    if high <= low:
+    # A difference below the smallest normal number has no tenth.
+    if high - low < sys.float_info.min * 100:
         return [low]
     raw = (high - low) / about
     unit = 10.0 ** math.floor(math.log10(raw))

@@ -9,10 +9,10 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -27,6 +27,10 @@ from pipeline.storage import Store
 from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.warm import read_weights
+
+if TYPE_CHECKING:
+    from ray.train import UserCallback
 
 POLL_SECONDS = 0.25
 
@@ -50,11 +54,14 @@ def train_with_ray(
     tracking_uri: str | None,
     run_id: str | None,
     progress: Progress,
+    callbacks: Sequence[UserCallback] = (),
+    warm_weights: str | None = None,
 ) -> Trained:
-    """Train on Ray Train workers, from the last checkpoint of `run_key` if there is one.
+    """Train on Ray Train workers, from the last checkpoint of `run_key` if there is one, else from `warm_weights`
+    (a name that `warm.keep_weights` gave) if there are any.
 
-    Raises: the AtelierError of a worker, or TrainingFailedError when workers failed oftener than
-    `training.max_failures`.
+    `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
+    or TrainingFailedError when workers failed oftener than `training.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
@@ -65,13 +72,14 @@ def train_with_ray(
 
     training = spec.training
     use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
-    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id)
+    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, warm_weights)
     trainer = TorchTrainer(
         train_worker,
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
             use_gpu=use_gpu,
+            placement_strategy=training.placement.upper(),
             resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
         ),
         run_config=RunConfig(
@@ -80,6 +88,7 @@ def train_with_ray(
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
+            callbacks=list(callbacks) or None,
         ),
     )
     with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:
@@ -211,6 +220,7 @@ def train_in_process(
     tracking_uri: str | None,
     run_id: str | None,
     progress: Progress,
+    warm_weights: str | None = None,
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`). Raises: NonFiniteLossError."""
     folder = store.local_path("training", run_key)
@@ -218,7 +228,8 @@ def train_in_process(
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
     if spec.training.threads_per_worker:
         torch.set_num_threads(spec.training.threads_per_worker)
-    session = Session(spec, prepared, device, resume_from=found[-1] if found else None)
+    warm = read_weights(store, warm_weights) if warm_weights and not found else None
+    session = Session(spec, prepared, device, resume_from=found[-1] if found else None, warm_weights=warm)
     recorder = RunRecorder(tracking_uri, run_id, system_metrics=True) if tracking_uri and run_id else None
 
     def show(at: Position, metrics: dict[str, float]) -> None:

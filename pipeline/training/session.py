@@ -6,26 +6,33 @@ in the rank, the device and the hooks they bring.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
+from torch import Tensor
 
 from pipeline.data.batches import make_batches
 from pipeline.data.shards import Prepared
+from pipeline.errors import WarmStartError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.loop import Hooks, run_loop
 from pipeline.training.steps import Stepper
+from pipeline.training.warm import load_weights
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
 
 
 class Session:
-    """Everything one rank needs to train `spec` on `prepared`."""
+    """Everything one rank needs to train `spec` on `prepared`.
+
+    `warm_weights` are those that `training.warm_start` names, where there is no checkpoint to resume from.
+    """
 
     def __init__(
         self,
@@ -35,11 +42,21 @@ class Session:
         rank: int = 0,
         world_size: int = 1,
         resume_from: Path | None = None,
+        warm_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.layout = prepared.layout
         device = torch.device(device)
-        self.stepper = Stepper(build_model(spec, self.layout), spec.training, spec.seed, device, rank, world_size)
+        model = build_model(spec, self.layout)
+        if spec.training.warm_start is not None and resume_from is None:
+            if warm_weights is None:
+                raise WarmStartError(
+                    f"training.warm_start {spec.training.warm_start!r}: a trial of a campaign begins with new weights; "
+                    "leave it out of the base conf"
+                )
+            # Before the stepper is made: its moving average begins with these weights.
+            load_weights(model, warm_weights, spec.training.warm_start)
+        self.stepper = Stepper(model, spec.training, spec.seed, device, rank, world_size)
         self.batches = make_batches(
             prepared.load_split("train"), self.layout, spec.training.batch_size, spec.seed, rank, world_size, device
         )

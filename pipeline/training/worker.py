@@ -19,6 +19,7 @@ import ray.train
 import torch
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train.torch import get_device
+from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.shards import open_prepared
 from pipeline.errors import AtelierError, StorageError, TrackingError
@@ -28,6 +29,7 @@ from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, save_checkpoint
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.warm import read_weights
 
 KV_NAMESPACE = b"atelier"
 
@@ -42,6 +44,7 @@ class WorkerConfig:
     run_key: str
     tracking_uri: str | None
     run_id: str | None
+    warm_weights: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -89,7 +92,9 @@ class WorkerHooks:
 
     def tell(self, stage: str, at: Position) -> None:
         values = {"stage": stage, "step": at.step, "seconds": at.seconds, "metrics": self.metrics}
-        tell(self.config.run_key, {**values, "first_step_at": self.first_step_at})
+        group = get_current_placement_group()
+        place = None if group is None else group.id.hex()
+        tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         carry = stepper.global_carry()
@@ -137,7 +142,10 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     try:
         prepared = open_prepared(open_store(config.storage), config.prepared_key)
         with _latest_checkpoint() as resume_from:
-            session = Session(spec, prepared, get_device(), rank, world_size, resume_from)
+            warm = None
+            if config.warm_weights is not None and resume_from is None:
+                warm = read_weights(open_store(config.storage), config.warm_weights)
+            session = Session(spec, prepared, get_device(), rank, world_size, resume_from, warm)
         hooks = WorkerHooks(session, config)
         started = session.start
         hooks.first_step_at = time.time()

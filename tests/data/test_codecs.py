@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from pydantic import TypeAdapter
@@ -187,12 +187,13 @@ def test_sixteen_bit_grey_is_scaled_and_not_clipped() -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1))
+@example(seed=219)  # half a step, and the rounding of single precision on top
 @settings(max_examples=20, deadline=None)
 def test_waveforms_come_back_within_half_a_step(seed: int) -> None:
     codec = codec_of(kind="waveform", num_samples=64)
     raw = np.random.default_rng(seed).uniform(-1, 1, 64).astype(np.float32)
     again = codec.decode(codec.layout().to_model(torch.from_numpy(codec.encode(raw))).numpy())
-    assert np.abs(again - raw).max() <= 0.5001 / 32767
+    assert np.abs(again.astype(np.float64) - raw).max() <= 0.5 / 32767 + np.finfo(np.float32).eps
 
 
 def test_mu_law_errs_less_near_silence_than_even_steps_would() -> None:

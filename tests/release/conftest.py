@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,8 @@ from pipeline.storage import open_store
 
 
 @pytest.fixture(scope="session")
-def tracking(tmp_path_factory: pytest.TempPathFactory) -> Tracking:
-    """A real MLflow store in SQLite: made once, since its migrations take seconds. The space is on purpose."""
+def tracking(mlflow_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Tracking:
+    """A real MLflow store in SQLite, with our experiment in it. The space is on purpose."""
     storage: Path = tmp_path_factory.mktemp("a storage")
+    shutil.copyfile(mlflow_file, storage / "mlflow.db")
     return open_tracking(tiny_spec("image"), open_store(str(storage)))

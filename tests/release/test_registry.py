@@ -25,7 +25,7 @@ def registered(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> 
     made = {}
     for modality in MODALITIES:
         spec = tiny_spec(modality)
-        run_id = start_or_continue_run(tracking, spec, spec.name, f"registered-{modality}")
+        run_id = start_or_continue_run(tracking, spec.name, spec.name, f"registered-{modality}")
         bundle = make_bundle(tmp_path_factory.mktemp(modality), modality)
         made[modality] = (register(tracking, run_id, bundle, spec.name, SCORES), run_id)
     return made
@@ -33,7 +33,7 @@ def registered(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> 
 
 def again(tracking: Tracking, folder: Path, name: str, seed: int = 1) -> Registered:
     spec = tiny_spec("image", seed=seed)
-    run_id = start_or_continue_run(tracking, spec, name, f"again-{name}-{seed}")
+    run_id = start_or_continue_run(tracking, spec.name, name, f"again-{name}-{seed}")
     return register(tracking, run_id, make_bundle(folder, "image", seed=seed), name, {"test/nll_nats": float(seed)})
 
 
@@ -129,7 +129,7 @@ def test_a_failure_leaves_the_versions_before_it(
 def test_a_changed_bundle_is_not_registered(tracking: Tracking, tmp_path: Path) -> None:
     bundle = make_bundle(tmp_path, "image")
     (bundle / WEIGHTS).write_bytes((bundle / WEIGHTS).read_bytes() + b"\0")
-    run_id = start_or_continue_run(tracking, tiny_spec("image"), "changed", "changed")
+    run_id = start_or_continue_run(tracking, tiny_spec("image").name, "changed", "changed")
     with pytest.raises(RegistryError, match="was changed after training"):
         register(tracking, run_id, bundle, "changed", {})
     assert "changed" not in {model.name for model in connect(tracking.uri).search_registered_models()}
@@ -159,6 +159,7 @@ for modality in sys.argv[1:]:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.slow
 def test_a_fresh_process_loads_and_predicts_without_pickle(tracking: Tracking, registered: Any, tmp_path: Path) -> None:
     environment = {

@@ -25,7 +25,7 @@ SPEC = tiny_spec("image")
 
 
 def start(tracking: Tracking, run_key: str) -> str:
-    return start_or_continue_run(tracking, SPEC, "a run", run_key, {"purpose": "test"})
+    return start_or_continue_run(tracking, SPEC.name, "a run", run_key, {"purpose": "test"})
 
 
 def history(tracking: Tracking, run_id: str, key: str) -> list[tuple[int, float]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from pipeline.report.curves import BOTTOM, HEIGHT, LEFT, MOST_POINTS, RIGHT, TOP, WIDTH, charts_of, compact, number
@@ -57,6 +57,7 @@ def test_a_steep_start_does_not_flatten_the_rest():
 
 
 @given(st.lists(st.floats(-1e9, 1e9), min_size=2, max_size=15))
+@example([0.0, 5e-324])
 def test_short_curves_stay_inside_their_frame(values):
     for chart in charts_of(_history(values)):
         for x, y, _, _ in chart.lines[0].points:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -53,18 +54,29 @@ def _train(case: str, rank: int, world_size: int, folder: str) -> None:
 def _train_all(rank: int, world_size: int, folder: str) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=2),
     )
     for case in CASES:
         _train(case, rank, world_size, folder)
     torch.distributed.destroy_process_group()
 
 
+def _train_as_the_other(number: int, world_size: int, folder: str) -> None:
+    _train_all(number + 1, world_size, folder)
+
+
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by two processes, started once."""
+    """Every case trained by two processes, this one (rank 0) and another, started once."""
     folder = tmp_path_factory.mktemp("parity")
-    multiprocessing.spawn(_train_all, (2, str(folder)), nprocs=2)
+    other = multiprocessing.spawn(_train_as_the_other, (2, str(folder)), nprocs=1, join=False, daemon=True)
+    _train_all(0, 2, str(folder))
+    while not other.join():
+        continue
     return folder
 
 

@@ -1,0 +1,1 @@
+"""Operations: submitting to a cluster, retraining, schedules, checks."""

@@ -1,0 +1,1 @@
+"""Tuning: a campaign of trials over a space of spec keys, and its winner."""

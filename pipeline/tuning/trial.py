@@ -1,0 +1,144 @@
+"""What runs in a trial's process: a training inline, or a Ray Train run of several workers.  [ray]
+
+Reports go to Tune, which may end the trial at any of them, and to the trial's own MLflow run. The process is used
+again for the next trial, so what all trials share (MLflow, the prepared data) is loaded once.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from ray import tune
+
+from pipeline.data.shards import Prepared, open_prepared
+from pipeline.errors import AtelierError, NonFiniteLossError
+from pipeline.evaluation.features import find_or_train_extractor
+from pipeline.evaluation.fidelity import FrechetDistance
+from pipeline.evaluation.metric import Subject
+from pipeline.progress import silent
+from pipeline.release.tracking import RunRecorder
+from pipeline.spec import RunSpec, make_spec
+from pipeline.storage import open_store
+from pipeline.training.checkpoint import Position
+from pipeline.training.session import Session
+from pipeline.training.steps import Stepper
+
+FAILURE = "failure"
+
+
+@dataclass(frozen=True)
+class TrialWork:
+    """What crosses from the driver into every trial; its number, spec and runs come with Tune's configuration."""
+
+    storage: str
+    prepared_key: str
+    tracking_uri: str
+    objective: str
+    mode: str
+
+
+def run_trial(config: dict[str, Any], work: TrialWork) -> None:
+    """Train one trial; Tune calls this. `config`: `number`, `spec`, `run_id`, `run_key`.
+
+    A loss that is not finite, or another failure that would come again, is reported as the trial's result and does
+    not raise: Tune would print a traceback and start a new process.
+    """
+    spec = make_spec(config["spec"])
+    try:
+        if spec.training.num_workers > 1:
+            _train_nested(spec, config, work)
+        else:
+            _train_inline(spec, config, work)
+    except AtelierError as error:
+        worst = float("inf") if work.mode == "min" else float("-inf")
+        tune.report({"step": 0, "seconds": 0.0, work.objective: worst, FAILURE: f"{type(error).__name__}: {error}"})
+
+
+# --- one worker, in this process ------------------------------------------------------------------------------
+
+
+@functools.lru_cache(maxsize=1)
+def _opened(storage: str, key: str) -> Prepared:
+    """The prepared set, opened once for all trials of this process."""
+    return open_prepared(open_store(storage), key)
+
+
+class TrialHooks:
+    """Reports of an inline trial: to MLflow always, to Tune where there was a validation."""
+
+    def __init__(self, session: Session, prepared: Prepared, config: dict[str, Any], work: TrialWork) -> None:
+        self.session, self.prepared, self.work = session, prepared, work
+        self.recorder = RunRecorder(work.tracking_uri, config["run_id"])
+
+    def report(self, at: Position, metrics: dict[str, float]) -> None:
+        scores = {name: value for name, value in metrics.items() if name.startswith("validation/")}
+        if scores and self.work.objective not in scores:
+            scores[self.work.objective] = self._frechet()
+        self.recorder.log_metrics({**metrics, **scores, "train/seconds": at.seconds}, at.step)
+        if scores:
+            value = scores[self.work.objective]
+            if not math.isfinite(value):
+                raise NonFiniteLossError(f"{self.work.objective} is {value} after {at.step} steps")
+            process = f"{os.uname().nodename}:{os.getpid()}"
+            # When Tune ends the trial, this does not return: it raises SystemExit.
+            tune.report({"step": at.step, "seconds": at.seconds, "process": process, **scores})
+
+    def checkpoint(self, at: Position, stepper: Stepper) -> None:
+        """None: trials are short, and one that was cut off starts again."""
+
+    def _frechet(self) -> float:
+        """The Fréchet distance of samples to the validation split, in the space of the corpus's own classifier."""
+        with self.session.stepper.averaged_weights() as model:
+            assert self.session.held_out is not None
+            subject = Subject(
+                spec=self.session.spec,
+                layout=self.prepared.layout,
+                codec=self.prepared.codec,
+                model=model,
+                arrays=self.session.held_out,
+                split=self.prepared.manifest.splits["validation"],
+                device=self.session.stepper.device,
+                extractor=find_or_train_extractor(self.prepared, device=self.session.stepper.device),
+            )
+            metric = FrechetDistance()
+            return metric.finish(metric.measure(subject), subject)["frechet"].value
+
+
+def _train_inline(spec: RunSpec, config: dict[str, Any], work: TrialWork) -> None:
+    torch.set_num_threads(spec.training.threads_per_worker or 1)
+    torch.set_flush_denormal(True)  # as in the workers of Ray Train
+    prepared = _opened(work.storage, work.prepared_key)
+    device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
+    session = Session(spec, prepared, device)
+    hooks = TrialHooks(session, prepared, config, work)
+    try:
+        session.run(hooks)
+    finally:
+        hooks.recorder.close()
+
+
+# --- several workers ------------------------------------------------------------------------------------------
+
+
+def _train_nested(spec: RunSpec, config: dict[str, Any], work: TrialWork) -> None:
+    """A Ray Train run; its reports reach Tune through Ray's callback, which runs in Train's controller."""
+    from ray.tune.integration.ray_train import TuneReportCallback
+
+    from pipeline.training.launch import train_with_ray
+
+    store = open_store(work.storage)
+    train_with_ray(
+        spec,
+        open_prepared(store, work.prepared_key),
+        store,
+        config["run_key"],
+        work.tracking_uri,
+        config["run_id"],
+        silent,
+        callbacks=[TuneReportCallback()],
+    )
