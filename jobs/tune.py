@@ -38,12 +38,16 @@ def tune(
         outcome = tune_job(campaign, terminal, address, since=psutil.Process().create_time())
         console = terminal.console
         console.print(
-            f"  trials  {', '.join(f'{n} {status}' for status, n in outcome.trials.items())}", highlight=False
+            f"  trials  {', '.join(f'{n} {status}' for status, n in outcome.trials.items())}",
+            highlight=False,
+            soft_wrap=True,
         )
-        console.print(f"  best    trial {outcome.best['number']}: {outcome.best['values']}", highlight=False)
+        console.print(
+            f"  best    trial {outcome.best['number']}: {outcome.best['values']}", highlight=False, soft_wrap=True
+        )
         for name, value in sorted(outcome.metrics.items()):
-            console.print(f"  {name:<28} {value:.4f}", highlight=False)
-        console.print(f"  report  {outcome.report}\n  model   {outcome.model_uri}", highlight=False)
+            console.print(f"  {name:<28} {value:.4f}", highlight=False, soft_wrap=True)
+        console.print(f"  report  {outcome.report}\n  model   {outcome.model_uri}", highlight=False, soft_wrap=True)
         return outcome.as_json()
 
     run_job(job, debug)

@@ -296,7 +296,7 @@ def _scheduler(campaign: Campaign, done: list[Trial]) -> TrialScheduler:
     asha = campaign.spec.scheduler
     if not isinstance(asha, AshaSpec):
         return FIFOScheduler()
-    scheduler = ASHAScheduler(
+    scheduler = BaselineKept(
         time_attr="step",
         max_t=campaign.spec.trial.steps,
         grace_period=min(asha.grace_steps, campaign.spec.trial.steps),
@@ -304,7 +304,7 @@ def _scheduler(campaign: Campaign, done: list[Trial]) -> TrialScheduler:
     )
     scheduler.set_search_properties(campaign.objective, campaign.mode)
     for trial in done:
-        known = SimpleNamespace(trial_id=f"known-{trial.number}")
+        known = SimpleNamespace(trial_id=f"known-{trial.number}", config={"number": trial.number})
         scheduler.on_trial_add(None, known)
         for step, value in trial.reports:
             scheduler.on_trial_result(None, known, {"step": step, campaign.objective: value})
@@ -312,6 +312,16 @@ def _scheduler(campaign: Campaign, done: list[Trial]) -> TrialScheduler:
     # The Tuner sets them again, and takes it for a mistake that they are there.
     scheduler._metric = scheduler._mode = scheduler._metric_op = None
     return scheduler
+
+
+class BaselineKept(ASHAScheduler):
+    """Successive halving that lets the conf's own trial, number 0, run to its end: the winner is then never worse than
+    what it is to improve. Its slower start would often lose to higher learning rates at the first rung."""
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+        action: str = super().on_trial_result(tune_controller, trial, result)
+        baseline = trial.config["number"] == 0 and result.get("step", 0) < self._max_t
+        return TrialScheduler.CONTINUE if baseline else action
 
 
 class LedgerSearch(Searcher):

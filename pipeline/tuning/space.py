@@ -113,7 +113,8 @@ class SearchSpec(Strict):
 
 class AshaSpec(Strict):
     """Asynchronous successive halving (Li et al. 2020): at `grace_steps`, and at each multiple by
-    `reduction_factor`, only the best 1 / `reduction_factor` of the trials seen there go on."""
+    `reduction_factor`, only the best 1 / `reduction_factor` of the trials seen there go on. The first trial is never
+    ended early: it is what the others are compared with."""
 
     kind: Literal["asha"]
     grace_steps: Count

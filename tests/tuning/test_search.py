@@ -101,3 +101,21 @@ def test_the_best_is_among_those_that_ran_to_their_end() -> None:
         for t, p, s in zip(trials, "aabb", (9, 2, 9, 4), strict=True)
     ]
     assert framework_seconds(timed) == 2.0
+
+
+def test_the_first_trial_is_never_pruned_and_rungs_are_known_after_a_restart() -> None:
+    from types import SimpleNamespace
+
+    from pipeline.tuning.campaign import _scheduler
+
+    good = [Trial(n, {}, "finished", reports=[(600, 1.0), (1800, 0.5), (3000, 0.2)]) for n in range(1, 4)]
+    scheduler = _scheduler(campaign_of(), good)
+    scheduler.set_search_properties("validation/nll_nats", "min")
+
+    def decision(number: int) -> str:
+        trial = SimpleNamespace(trial_id=f"new-{number}", config={"number": number})
+        scheduler.on_trial_add(None, trial)
+        return str(scheduler.on_trial_result(None, trial, {"step": 600, "validation/nll_nats": 9.0}))
+
+    assert decision(0) == "CONTINUE"
+    assert decision(5) == "STOP", "the restarted scheduler does not know what trials reached before"
