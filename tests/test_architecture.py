@@ -20,6 +20,7 @@ RAY_ROOMS = {
     "pipeline/operations/doctor.py",
     "pipeline/tuning/trial.py",
     "pipeline/tuning/campaign.py",
+    "pipeline/tuning/under_tune.py",
     "pipeline/operations/cluster.py",
 }
 MLFLOW_ROOMS = {

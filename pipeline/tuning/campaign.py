@@ -6,24 +6,21 @@ start anew under the same number, and the search and the scheduler are told what
 
 from __future__ import annotations
 
-import contextlib
 import logging
 import os
 import statistics
 import time
-from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from pipeline.errors import SpecError, TrainingFailedError
+from pipeline.errors import SpecError
 from pipeline.progress import Progress, silent
 from pipeline.ray_session import free_slots, ray_session
 from pipeline.release.tracking import RunRecorder, Tracking, open_tracking, run_status, start_or_continue_run
 from pipeline.storage import Store, open_store
 from pipeline.tuning.ledger import Ledger, Trial, campaign_key
-from pipeline.tuning.search import propose
-from pipeline.tuning.space import AshaSpec, Campaign, needs_extractor
+from pipeline.tuning.search import best_of
+from pipeline.tuning.space import Campaign, needs_extractor
 from pipeline.workflow import Outcome, Stopwatch, check_source, train_job
 
 # Tune writes its own log files of every result, and takes Ctrl-C for a wish to finish the trials first.
@@ -35,8 +32,6 @@ os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "10")
 
 import ray
 from ray import tune
-from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
-from ray.tune.search import Searcher
 
 if TYPE_CHECKING:
     from pipeline.data.shards import Prepared
@@ -108,14 +103,14 @@ def tune_job(
             outcome = _campaign(
                 campaign, store, prepared, tracking, run_id, ledger, recorder, slots, progress, address, watch
             )
-        except (KeyboardInterrupt, SystemExit):
+        except BaseException as error:  # the edge of the campaign: recorded whatever it was, and raised
+            status: Literal["KILLED", "FAILED"] = (
+                "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+            )
             for trial in ledger.trials():
                 if trial.status == "running" and trial.run_id is not None:
-                    RunRecorder(tracking.uri, trial.run_id).finish("KILLED")
-            recorder.finish("KILLED")
-            raise
-        except Exception:  # the edge of the campaign: recorded as failed whatever it was, and raised
-            recorder.finish("FAILED")
+                    RunRecorder(tracking.uri, trial.run_id).finish(status)
+            recorder.finish(status)
             raise
     recorder.finish("FINISHED")
     outcome.seconds = watch.with_total()
@@ -197,19 +192,6 @@ def _campaign(
     )
 
 
-def best_of(campaign: Campaign, trials: list[Trial]) -> Trial:
-    """The best of the trials that ran to their end. Raises: TrainingFailedError when none did."""
-    ended = [trial for trial in trials if trial.status == "finished" and trial.objective is not None]
-    if not ended:
-        reasons = [trial.error for trial in trials if trial.error]
-        raise TrainingFailedError(
-            f"{campaign.spec.name}: none of {len(trials)} trials ran to its end"
-            + (f"; the first failed with: {reasons[0]}" if reasons else "; give budget.hours more time")
-        )
-    sign = 1 if campaign.mode == "min" else -1
-    return min(ended, key=lambda trial: (sign * (trial.objective or 0.0), trial.number))
-
-
 def framework_seconds(trials: list[Trial]) -> float | None:
     """The median of what a trial took beside its training, without the first of each process, which starts it."""
     seen: set[str] = set()
@@ -236,8 +218,8 @@ def _run_trials(
     slots: int,
     progress: Progress,
 ) -> None:
-    # Imported here: in the trials' process this module is not needed, and this one is not needed by the driver.
     from pipeline.tuning.trial import TrialWork, run_trial
+    from pipeline.tuning.under_tune import LedgerSearch, close_run, make_scheduler
 
     known = ledger.trials()
     spent = float(ledger.state().get("trial_seconds", 0.0))
@@ -250,7 +232,7 @@ def _run_trials(
             close_run(tracking, trial)
     if len(done) >= campaign.spec.budget.trials or (left is not None and left <= 0):
         return
-    search = LedgerSearch(campaign, ledger, tracking, run_id, progress, left)
+    search = LedgerSearch(campaign, ledger, tracking, run_id, progress, spent)
     work = TrialWork(store.uri, prepared.key, tracking.uri, campaign.objective, campaign.mode)
     nested = campaign.spec.trial.num_workers > 1
     tuner = tune.Tuner(
@@ -259,7 +241,7 @@ def _run_trials(
             metric=campaign.objective,
             mode=campaign.mode,
             search_alg=search,
-            scheduler=_scheduler(campaign, done),
+            scheduler=make_scheduler(campaign, done),
             num_samples=campaign.spec.budget.trials - len(done),
             max_concurrent_trials=slots,
             # A trial that waits in `fit` cannot be ended but with its process.
@@ -275,11 +257,7 @@ def _run_trials(
     )
     logging.getLogger("ray.tune").setLevel(logging.ERROR)
     progress("tune", len(done), campaign.spec.budget.trials, "starting trials")
-    start = time.time()
-    try:
-        tuner.fit()
-    finally:
-        ledger.update(trial_seconds=spent + time.time() - start)
+    tuner.fit()
 
 
 def _resources(campaign: Campaign) -> dict[str, int]:
@@ -289,180 +267,3 @@ def _resources(campaign: Campaign) -> dict[str, int]:
         return {"CPU": 0, "memory": WAITING_BYTES}
     gpus = ray.cluster_resources().get("GPU", 0)
     return {"CPU": trial.threads_per_worker} | ({"GPU": 1} if gpus and campaign.base.training.use_gpu else {})
-
-
-def _scheduler(campaign: Campaign, done: list[Trial]) -> TrialScheduler:
-    """The scheduler, with the rungs that the trials before a restart reached."""
-    asha = campaign.spec.scheduler
-    if not isinstance(asha, AshaSpec):
-        return FIFOScheduler()
-    scheduler = BaselineKept(
-        time_attr="step",
-        max_t=campaign.spec.trial.steps,
-        grace_period=min(asha.grace_steps, campaign.spec.trial.steps),
-        reduction_factor=asha.reduction_factor,
-    )
-    scheduler.set_search_properties(campaign.objective, campaign.mode)
-    for trial in done:
-        known = SimpleNamespace(trial_id=f"known-{trial.number}", config={"number": trial.number})
-        scheduler.on_trial_add(None, known)
-        for step, value in trial.reports:
-            scheduler.on_trial_result(None, known, {"step": step, campaign.objective: value})
-        scheduler.on_trial_remove(None, known)
-    # The Tuner sets them again, and takes it for a mistake that they are there.
-    scheduler._metric = scheduler._mode = scheduler._metric_op = None
-    return scheduler
-
-
-class BaselineKept(ASHAScheduler):
-    """Successive halving that lets the conf's own trial, number 0, run to its end: the winner is then never worse than
-    what it is to improve. Its slower start would often lose to higher learning rates at the first rung."""
-
-    def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
-        action: str = super().on_trial_result(tune_controller, trial, result)
-        baseline = trial.config["number"] == 0 and result.get("step", 0) < self._max_t
-        return TrialScheduler.CONTINUE if baseline else action
-
-
-class LedgerSearch(Searcher):
-    """Tune's view of the search: proposes the next trial, and writes what becomes of it into the ledger."""
-
-    def __init__(
-        self,
-        campaign: Campaign,
-        ledger: Ledger,
-        tracking: Tracking,
-        parent: str,
-        progress: Progress,
-        seconds: float | None,
-    ) -> None:
-        super().__init__(metric=campaign.objective, mode=campaign.mode)
-        self.campaign, self.ledger, self.tracking, self.parent = campaign, ledger, tracking, parent
-        self.progress = progress
-        self.until = None if seconds is None else time.time() + seconds
-        self.trials = ledger.trials()
-        self.cut_off = [trial for trial in self.trials if trial.status == "running"]
-        self.running: dict[str, tuple[Trial, float]] = {}
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Tune pickles its searcher for `Tuner.restore`; the ledger is what this campaign goes on from."""
-        return {}
-
-    def save(self, checkpoint_path: str) -> None:
-        """See `__getstate__`."""
-
-    def restore(self, checkpoint_path: str) -> None:
-        """See `__getstate__`."""
-
-    def set_search_properties(
-        self, metric: str | None, mode: str | None, config: Mapping[str, Any], **spec: Any
-    ) -> bool:
-        return True
-
-    def suggest(self, trial_id: str) -> Any:
-        if self.until is not None and time.time() > self.until:
-            return Searcher.FINISHED
-        if self.cut_off:
-            old = self.cut_off.pop(0)
-            trial = replace(old, attempt=old.attempt + 1, reports=[], error=None)
-            self.trials[self.trials.index(old)] = trial
-        elif len(self.trials) < self.campaign.spec.budget.trials:
-            number = len(self.trials)
-            trial = Trial(number, propose(self.campaign, number, self.trials))
-            self.trials.append(trial)
-        else:
-            return Searcher.FINISHED
-        try:
-            spec = self.campaign.trial_spec(trial.values)
-        except SpecError as error:
-            # Values that are right one by one need not fit together; the number is used up, and the next is tried.
-            trial.status, trial.error = "failed", str(error)
-            self.ledger.write(trial)
-            return self.suggest(trial_id)
-        run_key = f"{self.ledger.key}-{trial.number:04d}"
-        trial.run_id = start_or_continue_run(
-            self.tracking,
-            self.campaign.spec.name,
-            run_key,
-            run_key,
-            {
-                "mlflow.parentRunId": self.parent,
-                "atelier.campaign": self.ledger.key,
-                "atelier.trial": str(trial.number),
-            },
-            trial.run_id,
-        )
-        RunRecorder(self.tracking.uri, trial.run_id).log_params(trial.values)
-        self.ledger.write(trial)
-        self.running[trial_id] = trial, time.time()
-        return {
-            "number": trial.number,
-            "spec": spec.as_dict(),
-            "run_id": trial.run_id,
-            # A Ray Train run of this name would be resumed, or found finished: each attempt has its own.
-            "run_key": f"{run_key}-{trial.attempt}",
-        }
-
-    def on_trial_result(self, trial_id: str, result: dict[str, Any]) -> None:
-        trial, _ = self.running[trial_id]
-        if "failure" in result or self.campaign.objective not in result:
-            return
-        trial.reports.append((int(result["step"]), float(result[self.campaign.objective])))
-        trial.training_seconds = float(result.get("seconds", 0.0))
-        trial.process = result.get("process")
-        self.ledger.write(trial)
-        self._tell()
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        trial, started = self.running.pop(trial_id)
-        if result and (not trial.reports or trial.steps < int(result.get("step", 0))):
-            self.running[trial_id] = trial, started
-            self.on_trial_result(trial_id, result)
-            del self.running[trial_id]
-        trial.seconds = time.time() - started
-        if error or (result and "failure" in result):
-            trial.status = "failed"
-            trial.error = str((result or {}).get("failure", "its process ended; Ray's logs of the trial say why"))
-        else:
-            trial.status = "finished" if trial.steps >= self.campaign.spec.trial.steps else "pruned"
-        self.ledger.write(trial)
-        if self.campaign.spec.trial.num_workers > 1:
-            reap(f"{self.ledger.key}-{trial.number:04d}-{trial.attempt}")
-        close_run(self.tracking, trial)
-        self._tell()
-
-    def _tell(self) -> None:
-        ended = [trial for trial in self.trials if trial.status != "running"]
-        parts = [f"{len(self.running)} running"]
-        with contextlib.suppress(TrainingFailedError):
-            best = best_of(self.campaign, self.trials)
-            parts.append(f"best {best.objective:.4g} (trial {best.number})")
-        pruned = sum(trial.status == "pruned" for trial in self.trials)
-        parts += [f"{pruned} pruned"] if pruned else []
-        self.progress("tune", len(ended), self.campaign.spec.budget.trials, ", ".join(parts))
-
-
-def close_run(tracking: Tracking, trial: Trial) -> None:
-    """End the MLflow run of a trial that ended."""
-    if trial.run_id is not None:
-        recorder = RunRecorder(tracking.uri, trial.run_id)
-        told = {"atelier.error": trial.error} if trial.error else {}
-        recorder.log_tags({"atelier.trial_status": trial.status, **told})
-        recorder.finish("FAILED" if trial.status == "failed" else "FINISHED")
-
-
-def reap(run_key: str) -> None:
-    """Free what the workers of an ended nested trial held.
-
-    A trial that the scheduler ends while its workers train can leave their placement group behind; the next trial
-    would wait for it for ever. Train's own cleaner works through the dashboard, which a local Ray does not have.
-    """
-    from ray._raylet import PlacementGroupID
-    from ray.util.placement_group import PlacementGroup, remove_placement_group
-
-    from pipeline.training.worker import told
-
-    group = told(run_key).get("placement_group")
-    if group:
-        with contextlib.suppress(ValueError, ray.exceptions.RayError):
-            remove_placement_group(PlacementGroup(PlacementGroupID(bytes.fromhex(group))))

@@ -1,4 +1,4 @@
-"""Which values to try next: a function of the campaign and of the trials so far, with Optuna.
+"""Which values to try next and which trial is best: functions of the campaign and of its trials, with Optuna.
 
 Runs in the driver. Nothing is remembered between calls, so that a campaign that was stopped and goes on proposes
 what it would have proposed.
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from pipeline.errors import TrainingFailedError
 from pipeline.models.base import derive_seed
 from pipeline.tuning.ledger import Trial
 from pipeline.tuning.space import Campaign, Choice, Range, WholeRange
@@ -73,3 +74,16 @@ def _known(trial: Trial, space: dict[str, optuna.distributions.BaseDistribution]
         value=trial.objective if trial.status == "finished" else None,
         intermediate_values=dict(trial.reports),
     )
+
+
+def best_of(campaign: Campaign, trials: list[Trial]) -> Trial:
+    """The best of the trials that ran to their end. Raises: TrainingFailedError when none did."""
+    ended = [trial for trial in trials if trial.status == "finished" and trial.objective is not None]
+    if not ended:
+        reasons = [trial.error for trial in trials if trial.error]
+        raise TrainingFailedError(
+            f"{campaign.spec.name}: none of {len(trials)} trials ran to its end"
+            + (f"; the first failed with: {reasons[0]}" if reasons else "; give budget.hours more time")
+        )
+    sign = 1 if campaign.mode == "min" else -1
+    return min(ended, key=lambda trial: (sign * (trial.objective or 0.0), trial.number))

@@ -88,7 +88,8 @@ def test_an_unfinished_campaign_is_gone_on_with_and_a_finished_one_is_not(tmp_pa
 
 
 def test_the_best_is_among_those_that_ran_to_their_end() -> None:
-    from pipeline.tuning.campaign import best_of, framework_seconds
+    from pipeline.tuning.campaign import framework_seconds
+    from pipeline.tuning.search import best_of
 
     trials = run(campaign_of(), 4)
     lucky = Trial(4, {}, "pruned", reports=[(100, -1.0)])
@@ -106,10 +107,10 @@ def test_the_best_is_among_those_that_ran_to_their_end() -> None:
 def test_the_first_trial_is_never_pruned_and_rungs_are_known_after_a_restart() -> None:
     from types import SimpleNamespace
 
-    from pipeline.tuning.campaign import _scheduler
+    from pipeline.tuning.under_tune import make_scheduler
 
     good = [Trial(n, {}, "finished", reports=[(600, 1.0), (1800, 0.5), (3000, 0.2)]) for n in range(1, 4)]
-    scheduler = _scheduler(campaign_of(), good)
+    scheduler = make_scheduler(campaign_of(), good)
     scheduler.set_search_properties("validation/nll_nats", "min")
 
     def decision(number: int) -> str:
