@@ -28,7 +28,7 @@ def evaluate_job(
 
     `overrides` may change `evaluation.…` only. Raises: SpecError, RegistryError, PreparedDataError.
     """
-    from pipeline.data.shards import find_prepared
+    from pipeline.data.prepared import find_prepared
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.generation.sampling import load_bundle
     from pipeline.ray_session import ray_session

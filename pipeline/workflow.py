@@ -24,7 +24,7 @@ from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
-    from pipeline.data.shards import Prepared
+    from pipeline.data.prepared import Prepared
     from pipeline.evaluation.metric import Score
     from pipeline.release.tracking import RunRecorder, Tracking
 
@@ -422,7 +422,8 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     """What `train_job` would do, without doing any of it: what `--dry-run` prints."""
     from pipeline.data.codec import CODECS
     from pipeline.data.corpus import open_corpus
-    from pipeline.data.shards import find_prepared, prepared_key
+    from pipeline.data.manifest import prepared_key
+    from pipeline.data.prepared import find_prepared
     from pipeline.release.tracking import resolve_uri
 
     store = open_store(spec.storage)

@@ -23,7 +23,7 @@ import torch
 
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.spec import RunSpec, make_spec
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"

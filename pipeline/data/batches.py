@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.errors import PreparedDataError
 from pipeline.models.base import Batch, make_generator
 

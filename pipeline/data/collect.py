@@ -14,7 +14,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SPLITS, Records, ShardWriter
+from pipeline.data.manifest import SPLITS
+from pipeline.data.prepared import Records
+from pipeline.data.shards import ShardWriter, rows_per_shard
 from pipeline.errors import CorpusError
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
@@ -78,7 +80,8 @@ class Collector:
     _records: list[Records] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        layout, rows = self.layout, self.spec.data.rows_per_shard
+        layout = self.layout
+        rows = rows_per_shard(layout, self.spec.data.shard_megabytes)
         self.splits = {
             name: _Split(
                 ShardWriter(self.store, name, layout, rows),

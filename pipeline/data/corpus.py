@@ -193,10 +193,14 @@ class LinesCorpus(PathCorpus):
     modalities = ("text",)
     source: LinesSource
 
+    @property
+    def encoding(self) -> str:
+        return "utf-8" if self.source.encoding == "auto" else self.source.encoding
+
     def __init__(self, source: LinesSource, modality: Modality) -> None:
         super().__init__(source, modality)
         try:
-            codecs.lookup(source.encoding)
+            codecs.lookup(self.encoding)
         except LookupError:
             raise CorpusError(
                 f"data.source.encoding {source.encoding!r} is unknown; 'utf-8' is the usual one"
@@ -210,7 +214,7 @@ class LinesCorpus(PathCorpus):
         return [{"name": name} for name in self.names()]
 
     def _items(self, unit: Unit) -> Iterator[Any]:
-        name, encoding = unit["name"], self.source.encoding
+        name, encoding = unit["name"], self.encoding
         # A byte that the encoding does not allow becomes a lone surrogate, which _record looks for.
         with (
             open_unpacked(self.path_of(name)) as raw,
@@ -228,7 +232,7 @@ class LinesCorpus(PathCorpus):
             text.encode("utf-8")
         except UnicodeEncodeError as wrong:
             byte = ord(text[wrong.start]) & 0xFF
-            reason = f"not {self.source.encoding}: byte 0x{byte:02x} at character {wrong.start:,}"
+            reason = f"not {self.encoding}: byte 0x{byte:02x} at character {wrong.start:,}"
             return make_record(origin, "", error=f"{reason}; set data.source.encoding")
         return make_record(origin, text)
 
@@ -274,7 +278,7 @@ class ParquetCorpus(PathCorpus):
         super().__init__(source, modality)
         for name in self.names():
             schema = self._file(name).schema_arrow
-            for key, column in (("column", source.column), ("label_column", source.label_column)):
+            for key, column in (("column", source.column), ("label_field", source.label_field)):
                 if column is not None and column not in schema.names:
                     raise CorpusError(
                         f"{self.path_of(name)}: there is no column {column!r} (data.source.{key}); it has "
@@ -305,7 +309,7 @@ class ParquetCorpus(PathCorpus):
                 row += rows
 
     def _items(self, unit: Unit) -> Iterator[Any]:
-        columns = [name for name in (self.source.column, self.source.label_column) if name]
+        columns = [name for name in (self.source.column, self.source.label_field) if name]
         batches = self._file(unit["name"]).iter_batches(1024, row_groups=[unit["row_group"]], columns=columns)
         row = unit["row"]
         for batch in batches:

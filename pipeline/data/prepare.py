@@ -22,8 +22,9 @@ from ray.exceptions import RayError
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.collect import Collector
 from pipeline.data.corpus import open_corpus
+from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, Manifest, prepared_key
+from pipeline.data.prepared import Prepared, find_prepared
 from pipeline.data.records import Corpus, Unit
-from pipeline.data.shards import FOLDER, FORMAT_VERSION, MANIFEST, Manifest, Prepared, find_prepared, prepared_key
 from pipeline.data.stages import EncodeStage, ReadStage
 from pipeline.errors import AtelierError
 from pipeline.progress import Progress, silent

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 
 from pipeline.data.codec import Codec
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
 from pipeline.evaluation.metric import FEWEST_BLOCKS, Interval, Score, Sums, with_intervals

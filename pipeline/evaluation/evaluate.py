@@ -19,7 +19,7 @@ import ray
 import torch
 from ray.exceptions import RayTaskError
 
-from pipeline.data.shards import Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.errors import AtelierError, ComparisonError, CorpusError
 from pipeline.evaluation.compare import Measured, read_through
 from pipeline.evaluation.features import STAGE as EXTRACTOR_STAGE

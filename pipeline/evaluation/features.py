@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import Prepared, SplitArrays
+from pipeline.data.prepared import Prepared, SplitArrays
 from pipeline.errors import PreparedDataError
 from pipeline.models.base import derive_seed, make_generator
 from pipeline.progress import Progress, silent

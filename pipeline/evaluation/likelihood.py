@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.evaluation.metric import (
     DEFINITIONS,
     Definition,

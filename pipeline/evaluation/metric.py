@@ -16,7 +16,7 @@ import torch
 
 from pipeline.data.codec import Codec
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.models.base import GenerativeModel, Sums
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec

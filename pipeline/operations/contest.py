@@ -27,7 +27,7 @@ from pipeline.storage import Store
 from pipeline.workflow import Outcome, Stopwatch, finished_outcome, train_job
 
 if TYPE_CHECKING:
-    from pipeline.data.shards import Prepared
+    from pipeline.data.prepared import Prepared
     from pipeline.evaluation.compare import Comparison, Measured
     from pipeline.spec import RunSpec
 
@@ -56,7 +56,7 @@ class Contest:
     def run(self, entry: Entry | None, plan: Plan | None) -> Entry:
         """Go on from an open `entry`, or begin what `plan` says. Returns the decision's entry."""
         from pipeline.data.prepare import prepare
-        from pipeline.data.shards import open_prepared
+        from pipeline.data.prepared import open_prepared
 
         base = self.retraining.base
         with self.watch.stage("prepare"):
@@ -145,7 +145,7 @@ class Contest:
         return self._record("held", reason, entry, outcome)
 
     def _decide(self, entry: Entry, outcome: Outcome, prepared: Prepared, champion: Measured) -> Entry:
-        from pipeline.data.shards import find_prepared
+        from pipeline.data.prepared import find_prepared
         from pipeline.evaluation.compare import better_than, compare
 
         assert outcome.model_uri is not None and outcome.model_version is not None

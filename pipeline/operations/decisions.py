@@ -13,8 +13,9 @@ import numpy as np
 
 from pipeline.data.codec import CODECS
 from pipeline.data.corpus import open_corpus
+from pipeline.data.manifest import prepared_key
+from pipeline.data.prepared import Prepared, Records, find_prepared
 from pipeline.data.records import Corpus
-from pipeline.data.shards import Prepared, Records, find_prepared, prepared_key
 from pipeline.operations.ledger import Entry
 from pipeline.operations.schedule_file import Retraining
 from pipeline.release.registry import Champion

@@ -145,7 +145,7 @@ def _check_not_running(entry: Entry, ledger: Ledger) -> None:
 
 def _resumed(retraining: Retraining, store: Store, ledger: Ledger, entry: Entry) -> Entry | None:
     """`entry` taken up by this process; or None, and given up in the ledger, when it can no longer be finished."""
-    from pipeline.data.shards import prepared_key
+    from pipeline.data.manifest import prepared_key
 
     if finished_outcome(store, entry["key"]) is None:
         wrong = None

@@ -19,7 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
-from pipeline.data.shards import SPLITS, Manifest
+from pipeline.data.manifest import SPLITS, Manifest
 from pipeline.evaluation.metric import DEFINITIONS, Definition, Score
 from pipeline.report import curves
 from pipeline.spec import RunSpec

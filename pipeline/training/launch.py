@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 import pipeline.errors
-from pipeline.data.shards import Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.errors import TrainingFailedError
 from pipeline.progress import Progress
 from pipeline.release.tracking import RunRecorder

@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.data.batches import make_batches
-from pipeline.data.shards import Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.errors import WarmStartError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model

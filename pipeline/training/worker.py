@@ -21,7 +21,7 @@ from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
-from pipeline.data.shards import open_prepared
+from pipeline.data.prepared import open_prepared
 from pipeline.errors import AtelierError, StorageError, TrackingError
 from pipeline.release.tracking import RunRecorder
 from pipeline.spec import make_spec

@@ -34,7 +34,7 @@ import ray
 from ray import tune
 
 if TYPE_CHECKING:
-    from pipeline.data.shards import Prepared
+    from pipeline.data.prepared import Prepared
 
 NOT_IDENTITY: Any = {"budget": True, "trial": {"max_concurrent"}}
 """Parts of a campaign that do not make it another: an unfinished one goes on with more trials or hours."""

@@ -17,8 +17,8 @@ from pydantic import Field, model_validator
 from pipeline.data.layout import Layout
 from pipeline.errors import SpecError
 from pipeline.evaluation.metric import DEFINITIONS
-from pipeline.reading import Strict, apply_overrides, flatten, nearest, read_tree, validated
-from pipeline.spec import Count, RunSpec, make_spec
+from pipeline.reading import Count, Strict, apply_overrides, flatten, nearest, read_tree, validated
+from pipeline.spec import RunSpec, make_spec
 
 PREFIX = "validation/"
 

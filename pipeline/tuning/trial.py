@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from ray import tune
 
-from pipeline.data.shards import Prepared, open_prepared
+from pipeline.data.prepared import Prepared, open_prepared
 from pipeline.errors import AtelierError, NonFiniteLossError
 from pipeline.evaluation.features import find_or_train_extractor
 from pipeline.evaluation.fidelity import FrechetDistance

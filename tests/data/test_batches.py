@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from pipeline.data.batches import LaneBatches, ShuffledBatches
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.errors import PreparedDataError
 
 PICTURES = Layout("image", "signal", (1, 1, 1), "uint8", "bernoulli", scale=1.0)

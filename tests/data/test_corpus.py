@@ -137,7 +137,7 @@ def test_parquet_gives_texts_and_encoded_pictures(tmp_path: Path, pictures: Path
     texts = pa.table({"body": ["a", None, "c"], "stars": [1, 2, 3]})
     pq.write_table(texts, tmp_path / "reviews.parquet", row_group_size=2)
     corpus = corpus_of(
-        "text", kind="parquet", path=str(tmp_path / "reviews.parquet"), column="body", label_column="stars"
+        "text", kind="parquet", path=str(tmp_path / "reviews.parquet"), column="body", label_field="stars"
     )
     records = records_of(corpus)
     assert [record["payload"] for record in records] == ["a", b"", "c"]

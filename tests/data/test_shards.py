@@ -16,14 +16,9 @@ from hypothesis import strategies as st
 from pipeline.data.codec import make_codec
 from pipeline.data.collect import WindowPacker
 from pipeline.data.layout import Layout
-from pipeline.data.shards import (
-    FORMAT_VERSION,
-    Manifest,
-    Prepared,
-    ShardWriter,
-    find_prepared,
-    open_prepared,
-)
+from pipeline.data.manifest import FORMAT_VERSION, Manifest
+from pipeline.data.prepared import Prepared, find_prepared, open_prepared
+from pipeline.data.shards import ShardWriter
 from pipeline.errors import PreparedDataError, StorageError
 from pipeline.spec import ImageCodecSpec
 from pipeline.storage import Store, open_store

@@ -12,7 +12,9 @@ import pytest
 import torch
 
 from pipeline.data.codec import make_codec
-from pipeline.data.shards import FOLDER, FORMAT_VERSION, Manifest, Prepared, ShardWriter
+from pipeline.data.manifest import FOLDER, FORMAT_VERSION, Manifest
+from pipeline.data.prepared import Prepared
+from pipeline.data.shards import ShardWriter
 from pipeline.generation.sampling import save_bundle
 from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from pipeline.data.codec import make_codec
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
 from pipeline.evaluation.compare import Comparison, Measured, better_than, compare, read_through

@@ -6,7 +6,7 @@ import dataclasses
 
 import pytest
 
-from pipeline.data.shards import Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.errors import CorpusError
 from pipeline.evaluation import evaluate as room
 from pipeline.evaluation.evaluate import evaluate

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.data.shards import SplitArrays
+from pipeline.data.prepared import SplitArrays
 from pipeline.evaluation.evaluate import load_subject
 from pipeline.evaluation.likelihood import (
     LANES,

@@ -60,7 +60,7 @@ def test_pictures_of_a_folder_come_back_as_they_were_and_a_second_call_writes_no
         {"kind": "files", "path": str(folder), "label_from": "folder", "licence": "mine"},
         {"kind": "image", "size": [8, 8]},
         split={"test": 0.3, "validation": 0.1},
-        rows_per_shard=16,
+        shard_megabytes=16 * 64 / 2**20,
     )
     seen: list[tuple[str, int, int | None, str]] = []
     prepared = prepare(spec, store, lambda *told: seen.append(told))

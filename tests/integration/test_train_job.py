@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.data.shards import open_prepared
+from pipeline.data.prepared import open_prepared
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
 from pipeline.training.launch import LocalHooks

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from pipeline.data.manifest import FOLDER, FORMAT_VERSION, Manifest, prepared_key
+from pipeline.data.prepared import Prepared, Records
 from pipeline.data.records import content_id
-from pipeline.data.shards import FOLDER, FORMAT_VERSION, Manifest, Prepared, Records, prepared_key
 from pipeline.data.stages import assign_split
 from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test

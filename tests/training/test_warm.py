@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pipeline.data.shards import Prepared
+from pipeline.data.prepared import Prepared
 from pipeline.errors import WarmStartError
 from pipeline.models import build_model
 from pipeline.spec import RunSpec

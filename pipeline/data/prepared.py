@@ -1,0 +1,192 @@
+"""A prepared set as trainers and evaluators read it: splits, records, integrity.
+
+The driver of `prepare` wrote it; it is never changed after its manifest is there.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor
+
+from pipeline.data.codec import Codec, codec_from_state
+from pipeline.data.layout import Layout
+from pipeline.data.manifest import FOLDER, MANIFEST, RECORDS, SPLITS, Manifest
+from pipeline.errors import PreparedDataError
+from pipeline.storage import Store
+
+
+@dataclass
+class SplitArrays:
+    """A split in memory: `x` `[N, *shape]` of the stored type (uint16 widened to int32), `label` int64 `[N]` (-1
+    unknown), `ids` of N strings, and `tail`, the tokens `[< length]` after the last whole window (or empty)."""
+
+    x: Tensor
+    label: Tensor
+    ids: Sequence[Any]
+    tail: Tensor
+
+    def __len__(self) -> int:
+        return int(self.x.shape[0])
+
+
+@dataclass(frozen=True)
+class Records:
+    """Which records a corpus had: `record` uint64 `[N]`, the first 16 hexadecimal digits of the sha256 of each one's
+    content; `side` uint8 `[N]`, its place in `SPLITS`, or `NO_SIDE`. Sorted, each pair once."""
+
+    record: np.ndarray
+    side: np.ndarray
+
+    NO_SIDE = len(SPLITS)
+
+    @classmethod
+    def of(cls, ids: Sequence[str], splits: Sequence[str | None]) -> Records:
+        """From identifiers as `records.content_id` gives them, and the name of each one's split or None."""
+        record = np.array([int(value, 16) for value in ids], np.uint64)
+        side = np.array([cls.NO_SIDE if name is None else SPLITS.index(name) for name in splits], np.uint8)
+        return cls(record, side)._sorted()
+
+    @classmethod
+    def joined(cls, parts: Sequence[Records]) -> Records:
+        record = np.concatenate([np.zeros(0, np.uint64), *(part.record for part in parts)])
+        return cls(record, np.concatenate([np.zeros(0, np.uint8), *(part.side for part in parts)]))._sorted()
+
+    def _sorted(self) -> Records:
+        order = np.lexsort((self.side, self.record))
+        record, side = self.record[order], self.side[order]
+        first = np.ones(len(record), bool)
+        first[1:] = (record[1:] != record[:-1]) | (side[1:] != side[:-1])
+        return Records(record[first], side[first])
+
+    def on(self, split: str) -> np.ndarray:
+        """The records of a split, uint64 `[any]`."""
+        return self.record[self.side == SPLITS.index(split)]
+
+    def save(self, store: Store) -> dict[str, Any]:
+        """Write them into a prepared set's folder; the manifest's entry."""
+        names = pa.array([*SPLITS, None], pa.string()).take(pa.array(self.side))
+        sink = pa.BufferOutputStream()
+        pq.write_table(pa.table({"record": self.record, "split": names}), sink, compression="zstd")
+        data = sink.getvalue().to_pybytes()
+        store.write_bytes(data, RECORDS)
+        count = len(np.unique(self.record))
+        return {"file": RECORDS, "count": count, "sha256": hashlib.sha256(data).hexdigest()}
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A complete prepared set; `store` is its own folder."""
+
+    store: Store
+    manifest: Manifest
+
+    @property
+    def key(self) -> str:
+        return self.manifest.key
+
+    @property
+    def codec(self) -> Codec:
+        return codec_from_state(self.manifest.codec)
+
+    @property
+    def layout(self) -> Layout:
+        return Layout.from_dict(self.manifest.layout)
+
+    def load_split(self, name: str, verify: bool = True) -> SplitArrays:
+        """Read all shards of a split. Raises: PreparedDataError naming a shard that is missing, whose rows are not
+        as many as the manifest says or, when `verify`, whose bytes have changed."""
+        entry = self.manifest.splits[name]
+        layout = self.layout
+        x = np.empty((entry["rows"], *layout.shape), layout.stored_dtype)
+        label = np.full(entry["rows"], -1, np.int64)
+        ids: list[pa.Array] = []
+        row = 0
+        for shard in entry["shards"]:
+            table = self._read_shard(shard, verify)
+            stop = row + table.num_rows
+            x[row:stop] = table["x"].combine_chunks().to_numpy_ndarray()
+            label[row:stop] = _label_indices(table["label"], layout.labels)
+            ids.extend(table["id"].chunks)
+            row = stop
+        if x.dtype == np.uint16:  # torch has few operations on uint16
+            x = x.astype(np.int32)
+        tail = torch.tensor(entry["tail_tokens"], dtype=torch.int64)
+        return SplitArrays(
+            x=torch.from_numpy(x), label=torch.from_numpy(label), ids=pa.chunked_array(ids, pa.string()), tail=tail
+        )
+
+    def load_records(self) -> Records | None:
+        """Which records the set was made from; None for a set from before these were kept.
+
+        Raises: PreparedDataError when the file is missing or was changed.
+        """
+        entry = self.manifest.corpus.get("records")
+        if entry is None:
+            return None
+        where = self.store.path(entry["file"])
+        if not self.store.exists(entry["file"]):
+            raise PreparedDataError(f"{where}: the file is missing; delete {self.store.uri} and prepare again")
+        data = self.store.read_bytes(entry["file"])
+        if hashlib.sha256(data).hexdigest() != entry["sha256"]:
+            raise PreparedDataError(
+                f"{where}: the file was changed, its sha256 is not the manifest's; delete {self.store.uri} and run "
+                "'atelier prepare' again"
+            )
+        table = pq.read_table(pa.BufferReader(data))
+        side = pc.fill_null(pc.index_in(table["split"], value_set=pa.array(SPLITS)), Records.NO_SIDE)
+        return Records(table["record"].to_numpy(), side.to_numpy().astype(np.uint8))
+
+    def missing_shards(self) -> list[str]:
+        """Names of shards that are not there or are not of the size the manifest says; reads none of them."""
+        shards = [shard for entry in self.manifest.splits.values() for shard in entry["shards"]]
+        infos = self.store.filesystem.get_file_info([self.store.path(shard["file"]) for shard in shards])
+        return [shard["file"] for shard, info in zip(shards, infos, strict=True) if info.size != shard["bytes"]]
+
+    def _read_shard(self, shard: dict[str, Any], verify: bool) -> pa.Table:
+        where = self.store.path(shard["file"])
+        again = f"delete {self.store.uri} and run 'atelier prepare' again"
+        if not self.store.exists(shard["file"]):
+            raise PreparedDataError(f"{where}: the shard is missing; {again}")
+        data = self.store.read_bytes(shard["file"])
+        if verify and hashlib.sha256(data).hexdigest() != shard["sha256"]:
+            raise PreparedDataError(f"{where}: the shard was changed, its sha256 is not the manifest's; {again}")
+        try:
+            table = pq.read_table(pa.BufferReader(data))
+        except (pa.ArrowException, OSError) as error:
+            raise PreparedDataError(f"{where}: the shard cannot be read ({error}); {again}") from None
+        if table.num_rows != shard["rows"]:
+            raise PreparedDataError(f"{where}: {table.num_rows:,} rows, the manifest says {shard['rows']:,}; {again}")
+        return table
+
+
+def _label_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> np.ndarray:
+    """Label strings as indices into `labels`, int64 `[N]`; -1 for none or one that training never saw."""
+    if not labels:
+        return np.full(len(column), -1, np.int64)
+    indices = pc.index_in(column, value_set=pa.array(labels, pa.string()))
+    return np.asarray(pc.fill_null(indices, -1).to_numpy(), np.int64)
+
+
+def find_prepared(store: Store, key: str) -> Prepared | None:
+    """The prepared set `key` in the storage, or None when there is none that is complete."""
+    folder = store.child(FOLDER, key)
+    if not folder.exists(MANIFEST):
+        return None
+    return Prepared(folder, Manifest.from_dict(folder.read_json(MANIFEST)))
+
+
+def open_prepared(store: Store, key: str) -> Prepared:
+    """The prepared set `key` in the storage. Raises: PreparedDataError when it is not there."""
+    found = find_prepared(store, key)
+    if found is None:
+        raise PreparedDataError(f"{store.path(FOLDER, key)}: there is no prepared set; run 'atelier prepare'")
+    return found

@@ -1,0 +1,145 @@
+"""The spec of a run, and reading it.
+
+`load_spec` reads a YAML file, applies `key.path=value` overrides and reports every mistake at once, each with
+its path, the value seen, what is allowed and the nearest right key. The same tree is stored in every
+checkpoint, MLflow run and registered model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+from pipeline.reading import apply_overrides, read_tree, validated
+from pipeline.spec.data import (
+    AnyCodecSpec,
+    AnySource,
+    AudioCleaningSpec,
+    BpeCodecSpec,
+    BuiltinSource,
+    BytesCodecSpec,
+    CharactersCodecSpec,
+    CleaningSpec,
+    CsvSource,
+    DataSpec,
+    DuplicatesSpec,
+    FieldSource,
+    FilesSource,
+    HuggingFaceSource,
+    ImageCleaningSpec,
+    ImageCodecSpec,
+    JsonLinesSource,
+    LinesSource,
+    LogMelCodecSpec,
+    MuLawCodecSpec,
+    NamedFiles,
+    NpzSource,
+    ParquetSource,
+    PersonalData,
+    PictureCodecSpec,
+    RasterCodecSpec,
+    SoundCodecSpec,
+    Source,
+    SplitSpec,
+    TarSource,
+    TextCleaningSpec,
+    TextCodecSpec,
+    TrainedCodecSpec,
+    UnigramCodecSpec,
+    WaveformCodecSpec,
+    gives_split,
+)
+from pipeline.spec.model import (
+    AnyBackboneSpec,
+    AnyFamilySpec,
+    ConvBackboneSpec,
+    GanSpec,
+    MlpBackboneSpec,
+    ModelSpec,
+    RecurrentBackboneSpec,
+    RnnSpec,
+    VaeSpec,
+)
+from pipeline.spec.run import (
+    EvaluationSpec,
+    RegistrySpec,
+    RunSpec,
+    TrackingSpec,
+    TrainingSpec,
+)
+
+__all__ = [
+    "AnyBackboneSpec",
+    "AnyCodecSpec",
+    "AnyFamilySpec",
+    "AnySource",
+    "AudioCleaningSpec",
+    "BpeCodecSpec",
+    "BuiltinSource",
+    "BytesCodecSpec",
+    "CharactersCodecSpec",
+    "CleaningSpec",
+    "ConvBackboneSpec",
+    "CsvSource",
+    "DataSpec",
+    "DuplicatesSpec",
+    "EvaluationSpec",
+    "FieldSource",
+    "FilesSource",
+    "GanSpec",
+    "HuggingFaceSource",
+    "ImageCleaningSpec",
+    "ImageCodecSpec",
+    "JsonLinesSource",
+    "LinesSource",
+    "LogMelCodecSpec",
+    "MlpBackboneSpec",
+    "ModelSpec",
+    "MuLawCodecSpec",
+    "NamedFiles",
+    "NpzSource",
+    "ParquetSource",
+    "PersonalData",
+    "PictureCodecSpec",
+    "RasterCodecSpec",
+    "RecurrentBackboneSpec",
+    "RegistrySpec",
+    "RnnSpec",
+    "RunSpec",
+    "SoundCodecSpec",
+    "Source",
+    "SplitSpec",
+    "TarSource",
+    "TextCleaningSpec",
+    "TextCodecSpec",
+    "TrackingSpec",
+    "TrainedCodecSpec",
+    "TrainingSpec",
+    "UnigramCodecSpec",
+    "VaeSpec",
+    "WaveformCodecSpec",
+    "gives_split",
+    "json_schema",
+    "load_spec",
+    "make_spec",
+]
+
+
+def load_spec(path: str | Path, overrides: Iterable[str] = ()) -> RunSpec:
+    """The spec in the YAML file `path` with `key.path=value` overrides applied.
+
+    A value is read as YAML. Overriding a `kind` starts that part anew, so that keys of the other kind do not
+    linger. Raises: SpecError with every mistake.
+    """
+    return make_spec(apply_overrides(read_tree(path), overrides), where=str(path))
+
+
+def make_spec(tree: Mapping[str, Any], where: str = "spec") -> RunSpec:
+    """Validate a tree of plain values. Raises: SpecError with every mistake."""
+    return validated(RunSpec, tree, where)
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON schema of the spec, for editors (`# yaml-language-server: $schema=...`)."""
+    return RunSpec.model_json_schema()

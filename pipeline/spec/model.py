@@ -1,0 +1,106 @@
+"""The spec's `model`: a family's objective over a backbone."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from pipeline.reading import Count, Rate, Share, Strict
+
+
+class RnnSpec(Strict):
+    """An autoregressive language model over tokens, trained by truncated back-propagation through time.
+
+    `state_reset` is the chance that a lane of continuous text starts a step from an empty state instead of the
+    carried one. Without it the empty state is seen once in a training, and a held-out lane that starts from it
+    can stay lost (6.4 nats a character against 1.6 was seen).
+    """
+
+    kind: Literal["rnn"]
+    tied_embeddings: bool = False
+    state_reset: Share = 0.01
+
+
+class VaeSpec(Strict):
+    """A variational autoencoder (Kingma and Welling 2014) with a diagonal Gaussian posterior.
+
+    `likelihood` is the codec's unless said here. `binarise: dynamic` draws each pixel anew, as Bernoulli with
+    the pixel's grey level, every time it is seen (Salakhutdinov and Murray 2008). `beta` weighs the KL term
+    (Higgins et al. 2017), reached linearly over `kl_warmup` (a share of the training); `free_bits_nats` is the
+    least KL a latent dimension is charged for (Kingma et al. 2016).
+    """
+
+    kind: Literal["vae"]
+    latent_size: Count = 40
+    likelihood: Literal["bernoulli", "gaussian"] | None = None
+    binarise: Literal["dynamic", "threshold"] | None = None
+    beta: Annotated[float, Field(ge=0)] = 1.0
+    kl_warmup: Share = 0.0
+    free_bits_nats: Annotated[float, Field(ge=0)] = 0.0
+    word_dropout: Share = 0.0
+
+
+class GanSpec(Strict):
+    """A generative adversarial network: a generator and a critic, each a phase.
+
+    `loss: wasserstein` with `gradient_penalty` is WGAN-GP (Gulrajani et al. 2017); the others are the minimax
+    and non-saturating losses (Goodfellow et al. 2014), least squares (Mao et al. 2017) and hinge (Lim and Ye
+    2017).
+    """
+
+    kind: Literal["gan"]
+    latent_size: Count = 64
+    loss: Literal["wasserstein", "minimax", "non_saturating", "least_squares", "hinge"] = "wasserstein"
+    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
+    critic_steps: Count = 5
+    critic_lr_scale: Rate = 1.0
+
+
+AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind")]
+
+
+class MlpBackboneSpec(Strict):
+    """Fully connected layers over the flattened signal."""
+
+    kind: Literal["mlp"]
+    hidden: tuple[Count, ...] = (512, 512)
+    activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "relu"
+
+
+class ConvBackboneSpec(Strict):
+    """Strided convolutions down and nearest-neighbour upsampling with convolutions back, in one or two
+    dimensions; one level a width in `channels`, from the signal inwards."""
+
+    kind: Literal["conv"]
+    channels: tuple[Count, ...] = (32, 64, 128)
+    kernel: Annotated[int, Field(ge=1)] = 5
+    stride: Annotated[int, Field(ge=2)] = 2
+    activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "leaky_relu"
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> ConvBackboneSpec:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, so that a convolution keeps the length")
+        return self
+
+
+class RecurrentBackboneSpec(Strict):
+    """Stacked GRU or LSTM layers over embedded tokens."""
+
+    kind: Literal["recurrent"]
+    cell: Literal["gru", "lstm"] = "lstm"
+    hidden_size: Count = 256
+    layers: Count = 1
+    embedding_size: Count = 64
+    dropout: Share = 0.0
+
+
+AnyBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")]
+
+
+class ModelSpec(Strict):
+    """Which generative model: a family's objective over a backbone."""
+
+    family: AnyFamilySpec
+    backbone: AnyBackboneSpec

@@ -1,0 +1,178 @@
+"""The spec of a run: one frozen, validated tree that is all that crosses from the driver into Ray."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import Field, model_validator
+
+from pipeline.reading import Count, Rate, Share, Strict
+from pipeline.spec.data import (
+    DataSpec,
+    LogMelCodecSpec,
+    MuLawCodecSpec,
+    PictureCodecSpec,
+    RasterCodecSpec,
+    TextCodecSpec,
+    gives_split,
+)
+from pipeline.spec.model import ConvBackboneSpec, ModelSpec
+
+
+class TrainingSpec(Strict):
+    """How the model is trained.
+
+    `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
+    comes first, after `max_seconds` in the loop (both counted over resumptions); the learning-rate schedule
+    runs over whichever is nearer. `lr` is the peak. `num_workers: 0` trains in the driver's own process,
+    without Ray Train. `placement: pack` keeps the workers on as few nodes as they fit on, `spread` on as many as
+    there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
+    `memory_megabytes`; the order of the examples is the same. It is a permutation of whole shards, within which the
+    rows of as many shards as hold `shuffle_window` examples are shuffled together.
+    `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
+    training begins; its optimisers and schedule begin anew.
+    """
+
+    steps: Count = 10_000
+    max_seconds: Annotated[float | None, Field(gt=0)] = None
+    batch_size: Count = 128
+    load: Literal["auto", "memory", "stream"] = "auto"
+    memory_megabytes: Count = 2048
+    shuffle_window: Count = 65_536
+    optimizer: Literal["adam", "adamw", "rmsprop", "sgd"] = "adamw"
+    lr: Rate = 1e-3
+    betas: tuple[Share, Share] = (0.9, 0.999)
+    momentum: Share = 0.0
+    weight_decay: Annotated[float, Field(ge=0)] = 0.0
+    schedule: Literal["cosine", "constant"] = "cosine"
+    warmup_steps: Annotated[int, Field(ge=0)] = 0
+    final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    clip_norm: Annotated[float | None, Field(gt=0)] = None
+    ema_decay: Share = 0.0
+    warm_start: str | None = None
+    num_workers: Annotated[int, Field(ge=0)] = 1
+    threads_per_worker: Annotated[int | None, Field(ge=1)] = None
+    placement: Literal["pack", "spread"] = "pack"
+    use_gpu: bool | Literal["auto"] = "auto"
+    report_every: Count = 50
+    checkpoint_every: Count = 1000
+    validate_every: Count = 1000
+    keep_checkpoints: Count = 2
+    max_failures: Annotated[int, Field(ge=0)] = 2
+
+    @model_validator(mode="after")
+    def _batch_divides(self) -> TrainingSpec:
+        if self.num_workers > 1 and self.batch_size % self.num_workers:
+            near = max(1, self.batch_size // self.num_workers) * self.num_workers
+            raise ValueError(
+                f"batch_size {self.batch_size} is the global batch and must be a multiple of num_workers "
+                f"{self.num_workers}; {near} is the nearest below"
+            )
+        return self
+
+
+class EvaluationSpec(Strict):
+    """How a model is scored on the held-out split.
+
+    `nll_samples` is L of the importance-weighted bound (Burda et al. 2016, eq. 8); `samples` the number of
+    generated examples for distances between distributions; `max_examples` cuts the held-out split.
+    """
+
+    split: Literal["test", "validation"] = "test"
+    max_examples: Annotated[int | None, Field(ge=1)] = None
+    batch_size: Count = 200
+    nll_samples: Count = 200
+    samples: Annotated[int, Field(ge=2)] = 1000
+    num_workers: Count = 1
+
+
+class TrackingSpec(Strict):
+    """Where MLflow records: `uri` is MLFLOW_TRACKING_URI's value or, by default, an SQLite file in the storage
+    (in the working directory when the storage is remote)."""
+
+    uri: str | None = None
+    experiment: str = "atelier"
+
+
+class RegistrySpec(Strict):
+    """Under which name the model is registered; None registers nothing."""
+
+    name: Annotated[str | None, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")] = None
+
+
+class RunSpec(Strict):
+    """Everything that decides a run."""
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)]
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    storage: str = "storage"
+    data: DataSpec
+    model: ModelSpec
+    training: TrainingSpec = TrainingSpec()
+    evaluation: EvaluationSpec = EvaluationSpec()
+    tracking: TrackingSpec = TrackingSpec()
+    registry: RegistrySpec = RegistrySpec()
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RunSpec:
+        codec, family, backbone = self.data.codec, self.model.family, self.model.backbone
+        tokens = isinstance(codec, TextCodecSpec | RasterCodecSpec | MuLawCodecSpec)
+        text = isinstance(codec, TextCodecSpec)
+        mistakes: list[str] = []
+        if family.kind == "rnn" and not tokens:
+            mistakes.append(
+                f"data.codec.kind {codec.kind!r} makes signals, and model.family.kind 'rnn' models tokens: "
+                "take a codec of tokens (bytes, characters, bpe, unigram, raster, mu_law) or another family"
+            )
+        if family.kind == "rnn" and backbone.kind != "recurrent":
+            mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
+        if family.kind == "vae" and tokens != (backbone.kind == "recurrent"):
+            allowed = "'recurrent'" if tokens else "'mlp' or 'conv'"
+            mistakes.append(
+                f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
+            )
+        if family.kind == "gan" and backbone.kind == "recurrent":
+            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv' or 'mlp'")
+        if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
+            mistakes.append(
+                f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
+            )
+        if self.data.split.kind == "position" and not text:
+            mistakes.append(f"data.split.kind 'position' is for text; data.codec.kind is {codec.kind!r}")
+        if self.data.split.kind == "given" and not gives_split(self.data.source):
+            mistakes.append(
+                f"data.split.kind 'given': data.source.kind {self.data.source.kind!r} as written names no test "
+                "records (set test_pattern, split_field or the test array); or take 'hash'"
+            )
+        if isinstance(backbone, ConvBackboneSpec) and not tokens:
+            mistakes.extend(_misfits_of_levels(codec, backbone))
+        if mistakes:
+            raise ValueError("\n".join(mistakes))
+        return self
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole spec with every default, of JSON types."""
+        return self.model_dump(mode="json")
+
+    def as_yaml(self) -> str:
+        return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec) -> Iterable[str]:
+    """A conv backbone divides by its stride once a level, rounding up: the signal must be large enough for that."""
+    factor = backbone.stride ** (len(backbone.channels) - 1)
+    if isinstance(codec, PictureCodecSpec):
+        key, extents = "data.codec.size", list(codec.size)
+    elif isinstance(codec, LogMelCodecSpec):
+        key, extents = "data.codec.num_mels and .num_samples / .hop", [codec.num_mels, codec.num_samples // codec.hop]
+    else:
+        key, extents = "data.codec.num_samples", [codec.num_samples]
+    if min(extents) <= factor:
+        seen = extents if len(extents) > 1 else extents[0]
+        yield (
+            f"{key} {seen}: too small for a conv backbone of {len(backbone.channels)} levels with stride "
+            f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
+        )
