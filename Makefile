@@ -11,7 +11,7 @@ train: $(VENV)/.installed
 
 test: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not ray" --numprocesses auto
-	$(BIN)/python -m pytest -m ray
+	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
