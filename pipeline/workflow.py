@@ -26,7 +26,8 @@ from pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
     from pipeline.evaluation.metric import Score
-    from pipeline.release.tracking import RunRecorder, Tracking
+    from pipeline.release.recorder import RunRecorder
+    from pipeline.release.tracking import Tracking
 
 NUM_SAMPLES = 64
 """Samples drawn for the MLflow run and the report."""
@@ -222,7 +223,8 @@ def _train_and_after(
     progress: Progress,
     watch: Stopwatch,
 ) -> Outcome:
-    from pipeline.release.tracking import RunRecorder, start_or_continue_run
+    from pipeline.release.recorder import RunRecorder
+    from pipeline.release.tracking import start_or_continue_run
 
     ours = {"atelier.prepared": prepared.key, "atelier.run": store.path("runs", key)}
     with watch.stage("tracking"):

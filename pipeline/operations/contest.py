@@ -21,8 +21,8 @@ from pipeline.operations.decisions import Plan, held_out, identity
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.operations.schedule_file import Retraining
 from pipeline.progress import Progress
+from pipeline.release.recorder import RunRecorder
 from pipeline.release.registry import Champion, fetch, find_champion, promote, tag_version
-from pipeline.release.tracking import RunRecorder
 from pipeline.storage import Store
 from pipeline.workflow import Outcome, Stopwatch, finished_outcome, train_job
 

@@ -1,8 +1,7 @@
-"""Tracking: where MLflow records, a run that is started or continued, and the recorder that fills it.  [mlflow]
+"""Tracking: where MLflow records, and a run that is started or continued.  [mlflow]
 
 The driver calls `open_tracking` once, before anyone else, because processes that create the SQLite store together
-break each other; it then starts the run. Its id and the tracking URI travel to rank 0, whose `RunRecorder` sends
-metrics in batches from a thread of its own, so that training never waits for MLflow.
+break each other; it then starts the run. Its id and the tracking URI travel to whoever fills it (`recorder`).
 """
 
 from __future__ import annotations
@@ -10,21 +9,17 @@ from __future__ import annotations
 import contextlib
 import getpass
 import importlib.metadata
-import json
 import logging
 import os
 import platform
 import socket
 import sqlite3
 import subprocess
-import tempfile
-import threading
-import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pipeline
@@ -37,9 +32,6 @@ if TYPE_CHECKING:
 
 RUN_KEY = "atelier.run_key"
 ANSWER_WITHIN_SECONDS = 5
-POINTS_PER_BATCH = 1000
-"""MLflow takes at most this many metric points in one request."""
-
 VERSIONED_PACKAGES = ("ray", "torch", "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors")
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -304,194 +296,7 @@ def _git(*arguments: str) -> str:
     return result.stdout.strip() if result.returncode == 0 else ""
 
 
-# --- the recorder ---------------------------------------------------------------------------------------------
-
-
-class RunRecorder:
-    """Fills one MLflow run from one process; pickles as its settings and starts afresh where it lands.
-
-    Metrics are kept and sent by a thread every `send_every_seconds`, at most 1,000 points a request; while MLflow
-    does not answer they wait, and `flush` says so. A point at or before the last step that the run has of its key
-    is not sent again: so a resumed training repeats no step. `system_metrics` adds MLflow's own `system/…`
-    measures of this machine, their step being the seconds since the run started.
-    """
-
-    def __init__(
-        self, tracking_uri: str, run_id: str, system_metrics: bool = False, send_every_seconds: float = 5.0
-    ) -> None:
-        self.tracking_uri, self.run_id = tracking_uri, run_id
-        self.system_metrics, self.send_every_seconds = system_metrics, send_every_seconds
-        self._client: MlflowClient | None = None
-        self._last_step: dict[str, int] = {}
-        self._started_at = time.time()
-        self._waiting: list[tuple[str, float, int, int]] = []
-        self._queue_lock = threading.Lock()
-        self._send_lock = threading.RLock()
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return RunRecorder, (self.tracking_uri, self.run_id, self.system_metrics, self.send_every_seconds)
-
-    def start(self) -> None:
-        """Start the sending thread; the first `log_metrics` does it too."""
-        if self._thread is None:
-            self._stop.clear()
-            self._thread = threading.Thread(target=self._run, name="atelier-recorder", daemon=True)
-            self._thread.start()
-
-    def log_metrics(self, values: Mapping[str, float], step: int) -> None:
-        """Keep `values` at `step` for the next batch; the steps of a key increase."""
-        now = int(time.time() * 1000)
-        with self._queue_lock:
-            self._waiting.extend((key, float(value), now, step) for key, value in values.items())
-        self.start()
-
-    def flush(self) -> None:
-        """Send what waits, now. Raises: TrackingError; what was not sent is kept."""
-        with self._send_lock, self._explained("metrics"):
-            client = self._connected()
-            from mlflow.entities import Metric
-
-            while True:
-                with self._queue_lock:
-                    batch = self._waiting[:POINTS_PER_BATCH]
-                if not batch:
-                    return
-                points, last = [], dict(self._last_step)
-                for key, value, timestamp, step in batch:
-                    if step > last.get(key, -1):
-                        last[key] = step
-                        points.append(Metric(key, value, timestamp, step))
-                if points:
-                    client.log_batch(self.run_id, metrics=points)
-                # Only now: had the request failed, the same points would wait for the next try.
-                with self._queue_lock:
-                    del self._waiting[: len(batch)]
-                self._last_step = last
-
-    def log_params(self, params: Mapping[str, Any]) -> None:
-        """Record flat parameters. MLflow keeps a parameter's first value, so one the run has is left as it is."""
-        from mlflow.entities import Param
-
-        with self._explained("parameters"):
-            client = self._connected()
-            known = client.get_run(self.run_id).data.params
-            new = [Param(key, _cut(str(value))) for key, value in params.items() if key not in known]
-            for first in range(0, len(new), 100):  # MLflow takes at most 100 in one request
-                client.log_batch(self.run_id, params=new[first : first + 100])
-
-    def log_tags(self, tags: Mapping[str, Any]) -> None:
-        """Set tags; a tag the run has gets the new value."""
-        with self._explained("tags"):
-            for key, value in tags.items():
-                self._connected().set_tag(self.run_id, key, _cut(str(value)))
-
-    def log_text(self, text: str, file: str) -> None:
-        """Record `text` as the artifact `file`, such as `samples/00.txt`."""
-        self.log_bytes(text.encode(), file)
-
-    def log_json(self, value: Any, file: str) -> None:
-        self.log_bytes(json.dumps(value, indent=1, ensure_ascii=False).encode(), file)
-
-    def log_bytes(self, data: bytes, file: str) -> None:
-        """Record the contents of a file, such as a PNG or a WAV, as the artifact `file`."""
-        name = PurePosixPath(file)
-        with tempfile.TemporaryDirectory() as folder:
-            path = Path(folder, name.name)
-            path.write_bytes(data)
-            self.log_file(path, "" if str(name.parent) == "." else str(name.parent))
-
-    def log_file(self, path: Path, folder: str = "") -> None:
-        """Record a local file under its own name in the artifact folder `folder`."""
-        with self._explained(f"the file {path.name}"):
-            self._connected().log_artifact(self.run_id, str(path), folder or None)
-
-    def log_folder(self, path: Path, folder: str = "") -> None:
-        """Record what is in a local folder in the artifact folder `folder`."""
-        with self._explained(f"the folder {path.name}"):
-            self._connected().log_artifacts(self.run_id, str(path), folder or None)
-
-    def close(self) -> None:
-        """Stop the thread and send what waits; the run's status stays. Raises: TrackingError."""
-        if self._thread is not None:
-            self._stop.set()
-            self._thread.join()
-            self._thread = None
-        self.flush()
-
-    def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
-        """Close, and end the run with `status`. Raises: TrackingError."""
-        try:
-            self.close()
-        finally:
-            with self._explained(f"status {status}"):
-                self._connected().set_terminated(self.run_id, status)
-
-    def _connected(self) -> MlflowClient:
-        with self._send_lock:
-            if self._client is None:
-                client = connect(self.tracking_uri)
-                run = client.get_run(self.run_id)
-                # `_metric_objs` holds the last step of each key, as MLflow's own system monitor reads it; the
-                # public way is to fetch every point of every key.
-                self._last_step = {metric.key: metric.step for metric in run.data._metric_objs}
-                self._started_at = run.info.start_time / 1000
-                self._client = client
-            return self._client
-
-    @contextlib.contextmanager
-    def _explained(self, what: str) -> Iterator[None]:
-        with explained(f"{self.tracking_uri}: {what} of run {self.run_id} cannot be recorded"):
-            yield
-
-    def _run(self) -> None:
-        monitors = _system_monitors() if self.system_metrics else []
-        told = False
-        while not self._stop.wait(self.send_every_seconds):
-            values: dict[str, float] = {}
-            for monitor in monitors:
-                monitor.collect_metrics()
-                values.update(monitor.aggregate_metrics())
-                monitor.clear_metrics()
-            if values:
-                self._queue_system(values)
-            try:
-                self.flush()
-            except TrackingError as error:
-                # A training outlives a server's restart: the points wait, and `flush` raises if they still do.
-                if not told:
-                    logger.warning("%s; metrics are kept until it answers", error)
-                told = True
-            else:
-                told = False
-
-    def _queue_system(self, values: Mapping[str, float]) -> None:
-        now = time.time()
-        step = max(0, int(now - self._started_at))
-        with self._queue_lock:
-            self._waiting.extend((f"system/{key}", value, int(now * 1000), step) for key, value in values.items())
-
-
-def _system_monitors() -> list[Any]:
-    """MLflow's collectors of processor, memory, disk, network and, where NVIDIA's library answers, GPU measures."""
-    from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
-    from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
-    from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
-    from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
-
-    monitors: list[Any] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with contextlib.suppress(ImportError, RuntimeError):
-        monitors.append(GPUMonitor())
-    return monitors
-
-
-def _cut(value: str, most: int = 5000) -> str:
-    """`value` within what MLflow takes (6,000 characters for a parameter, 8,000 for a tag)."""
-    return value if len(value) <= most else value[: most - 1] + "…"
-
-
-# --- reading --------------------------------------------------------------------------------------------------
+# --- reading ------------------------------------------------------------------------------------------------
 
 
 def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:

@@ -21,7 +21,7 @@ import pipeline.errors
 from pipeline.data.prepared import Prepared
 from pipeline.errors import TrainingFailedError
 from pipeline.progress import Progress
-from pipeline.release.tracking import RunRecorder
+from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint

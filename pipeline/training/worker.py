@@ -23,7 +23,7 @@ from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.prepared import open_prepared
 from pipeline.errors import AtelierError, StorageError, TrackingError
-from pipeline.release.tracking import RunRecorder
+from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, save_checkpoint

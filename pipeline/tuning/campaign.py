@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import SpecError
 from pipeline.progress import Progress, silent
 from pipeline.ray_session import free_slots, ray_session
-from pipeline.release.tracking import RunRecorder, Tracking, open_tracking, run_status, start_or_continue_run
+from pipeline.release.recorder import RunRecorder
+from pipeline.release.tracking import Tracking, open_tracking, run_status, start_or_continue_run
 from pipeline.storage import Store, open_store
 from pipeline.tuning.ledger import Ledger, Trial, campaign_key
 from pipeline.tuning.search import best_of

@@ -21,7 +21,7 @@ from pipeline.evaluation.features import find_or_train_extractor
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.metric import Subject
 from pipeline.progress import silent
-from pipeline.release.tracking import RunRecorder
+from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position

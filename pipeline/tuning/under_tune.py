@@ -18,7 +18,8 @@ from ray.tune.search import Searcher
 
 from pipeline.errors import SpecError, TrainingFailedError
 from pipeline.progress import Progress
-from pipeline.release.tracking import RunRecorder, Tracking, start_or_continue_run
+from pipeline.release.recorder import RunRecorder
+from pipeline.release.tracking import Tracking, start_or_continue_run
 from pipeline.tuning.ledger import Ledger, Trial
 from pipeline.tuning.search import best_of, propose
 from pipeline.tuning.space import AshaSpec, Campaign

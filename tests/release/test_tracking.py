@@ -10,15 +10,8 @@ import pytest
 from tiny_bundles import tiny_spec
 
 from pipeline.errors import TrackingError
-from pipeline.release.tracking import (
-    RunRecorder,
-    Tracking,
-    connect,
-    open_tracking,
-    resolve_uri,
-    start_or_continue_run,
-    versions,
-)
+from pipeline.release.recorder import RunRecorder
+from pipeline.release.tracking import Tracking, connect, open_tracking, resolve_uri, start_or_continue_run, versions
 from pipeline.storage import open_store
 
 SPEC = tiny_spec("image")
