@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import json
+from typing import Annotated
+
+import typer
 
 from jobs.options import Address, Conf, Debug, Overrides
 from jobs.terminal import Terminal, run_job
 
+Diff = Annotated[str | None, typer.Option(metavar="KEY", help="Say what is otherwise than in this prepared set.")]
 
-def prepare(conf: Conf, overrides: Overrides = [], address: Address = None, debug: Debug = False) -> None:  # noqa: B006
-    """Prepare the corpus of a spec, or find it prepared; prints what is in it."""
+
+def prepare(
+    conf: Conf,
+    overrides: Overrides = [],  # noqa: B006
+    diff: Diff = None,
+    address: Address = None,
+    debug: Debug = False,
+) -> None:
+    """Prepare the corpus of a spec, or find it prepared; prints its data card."""
 
     def job(terminal: Terminal) -> str:
         from pipeline.spec import load_spec
 
         spec = load_spec(conf, overrides)
+        from pipeline.data.card import card_text
+        from pipeline.data.difference import difference
+        from pipeline.data.prepared import open_prepared
+        from pipeline.storage import open_store
         from pipeline.workflow import prepare_job
 
         prepared, watch = prepare_job(spec, terminal, address)
         manifest = prepared.manifest
+        terminal.show(card_text(manifest.as_dict()))
+        changed = None
+        if diff is not None:
+            changed = difference(open_prepared(open_store(spec.storage), diff), prepared)
+            terminal.show("\n".join(changed) or "nothing is different")
         splits = {name: entry["rows"] for name, entry in manifest.splits.items()}
         return json.dumps(
             {
@@ -26,6 +46,7 @@ def prepare(conf: Conf, overrides: Overrides = [], address: Address = None, debu
                 "folder": prepared.store.uri,
                 "splits": splits,
                 "report": manifest.report,
+                "diff": changed,
                 "seconds": watch.with_total(),
             },
             ensure_ascii=False,

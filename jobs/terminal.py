@@ -64,6 +64,10 @@ class Terminal:
             amount = f" {done:,}/{total:,}" if total else (f" {done:,}" if done else "")
             self.console.print(f"{stage}{amount}  {note}", highlight=False, soft_wrap=True)
 
+    def show(self, text: str) -> None:
+        """Text for a person, as it is, on stderr."""
+        self.console.print(text, highlight=False, markup=False, soft_wrap=True)
+
 
 def run_job(job: Callable[[Terminal], str], debug: bool = False) -> None:
     """Run `job`, print the JSON line it returns as the last of stdout, and leave with 0, 1 or 2.

@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import os
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -51,6 +53,35 @@ class Store:
     def read_bytes(self, *parts: str) -> bytes:
         with self._explained("read", *parts), self.filesystem.open_input_file(self.path(*parts)) as stream:
             return bytes(stream.read())
+
+    def open_input(self, *parts: str) -> pa.NativeFile:
+        """A file opened for reading anywhere in it."""
+        with self._explained("read", *parts):
+            return self.filesystem.open_input_file(self.path(*parts))
+
+    @contextmanager
+    def open_output(self, *parts: str) -> Iterator[pa.NativeFile]:
+        """A file written piece by piece, which on a filesystem that renames has its name only when it is whole; on an
+        object store one that was broken off may be there, cut short."""
+        target = self.path(*parts)
+        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
+        with self._explained("write", *parts):
+            if self.is_local:
+                self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
+            try:
+                with self.filesystem.open_output_stream(written) as stream:
+                    yield stream
+                if self.is_local:
+                    os.replace(written, target)
+            finally:
+                if self.is_local:
+                    Path(written).unlink(missing_ok=True)
+
+    def delete_file(self, *parts: str) -> None:
+        """Delete a file, if it is there."""
+        with self._explained("delete", *parts):
+            if self.exists(*parts):
+                self.filesystem.delete_file(self.path(*parts))
 
     def read_json(self, *parts: str) -> Any:
         try:

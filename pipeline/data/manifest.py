@@ -12,6 +12,9 @@ import json
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from pipeline.data.cleaning import Lists, read_lists
+from pipeline.data.codec import Codec
+from pipeline.data.layout import Modality
 from pipeline.data.records import Corpus
 from pipeline.errors import PreparedDataError
 from pipeline.spec import RunSpec
@@ -27,16 +30,19 @@ RECORDS = "records.parquet"
 class Manifest:
     """What a prepared set is, of JSON types throughout.
 
-    `corpus`: fingerprint, licence, source and `records` (file, count, sha256; sets made before there was such a file
-    have none); `codec`: the fitted codec's state; `splits`: for each split its
-    `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous stream
-    leaves after its last whole window), `labels` (counts) and `shards` (file, rows, bytes, sha256); `report`:
-    what was read, kept, dropped and quarantined, and why.
+    `corpus`: fingerprint, licence, source and `records` (file, count, sha256; sets made by hand may have none);
+    `cleaning`, `duplicates`, `split`: how, as in the spec; `codec`: the fitted codec's state; `splits`: for each
+    split its `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous
+    stream leaves after its last whole window), `labels` (counts) and `shards` (file, rows, bytes, sha256); `report`:
+    what was read, kept, dropped and quarantined, and why (`card.describe`). The same corpus and spec give the same
+    manifest, byte for byte, whoever prepares and however often he was interrupted.
     """
 
     format_version: int
     key: str
     corpus: dict[str, Any]
+    cleaning: dict[str, Any]
+    duplicates: dict[str, Any]
     split: dict[str, Any]
     codec: dict[str, Any]
     layout: dict[str, Any]
@@ -61,8 +67,44 @@ class Manifest:
 
 
 def prepared_key(spec: RunSpec, corpus: Corpus) -> str:
-    """16 hexadecimal digits: what the corpus holds and how it is prepared, wherever it lies."""
-    data = spec.data.model_dump(mode="json")
+    """16 hexadecimal digits: what the corpus holds and how it is prepared, wherever it lies.
+
+    Raises: CorpusError when a list that the cleaning names cannot be read.
+    """
+    lists = read_lists(spec.data.cleaning)
+    data = spec.data.model_dump(mode="json", exclude={*spec.data.NOT_CONTENT})
     data["source"].pop("path", None)
-    tree = {"format": FORMAT_VERSION, "corpus": corpus.fingerprint(), "data": data}
+    data["cleaning"] = _cleaning(spec, corpus.modality, lists) | {"opt_out": lists.opt_out.digest}
+    return _hashed({"format": FORMAT_VERSION, "corpus": corpus.fingerprint(), "data": data})
+
+
+def reading_key(spec: RunSpec, corpus: Corpus, codec: Codec, lists: Lists) -> str:
+    """16 hexadecimal digits: all that decides what a part holds, apart from its unit.
+
+    A codec that has to be fitted is not in it, as parts then hold what is not encoded yet; the opt-out list is not
+    either, as parts that it concerns are found and read again.
+    """
+    data = spec.data
+    source = data.source.model_dump(mode="json")
+    source.pop("path", None)
+    tree = {
+        "format": FORMAT_VERSION,
+        "source": source,
+        "modality": corpus.modality,
+        "codec": None if codec.needs_fit else codec.state(),
+        "cleaning": _cleaning(spec, corpus.modality, lists),
+        "signed": data.duplicates.near != "off",
+        "position": data.split.model_dump(mode="json") if data.split.kind == "position" else None,
+        "max_record_megabytes": data.max_record_megabytes,
+    }
+    return _hashed(tree)
+
+
+def _cleaning(spec: RunSpec, modality: Modality, lists: Lists) -> dict[str, Any]:
+    """The steps of the modality, with what a list holds in place of where it lies."""
+    steps: dict[str, Any] = getattr(spec.data.cleaning, modality).model_dump(mode="json")
+    return steps | {"block_list": lists.block_list.digest} if modality == "text" else steps
+
+
+def _hashed(tree: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(tree, sort_keys=True).encode()).hexdigest()[:16]

@@ -1,7 +1,9 @@
 """Prepare: from a spec's corpus to an immutable set of shards, by Ray Data. [ray]
 
-The driver opens the corpus, lets Ray Data read, decode and encode it in parallel, and writes the encoded blocks in
-the corpus's order as they arrive. What is written is complete or not there at all. Assumes that Ray is initialised.
+The driver opens the corpus, lets Ray Data's workers read it into parts, decides from the parts' small columns what is
+kept and on which side, and lets the workers encode and cut the shards. Everything written is a function of the
+corpus and the spec, and the manifest comes last: a preparation that was killed, at whatever moment, is
+continued by the next one, and two at once write the same. Assumes that Ray is initialised.
 """
 
 from __future__ import annotations
@@ -9,39 +11,48 @@ from __future__ import annotations
 import json
 import logging
 import time
-import uuid
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.compute as pc
+import numpy as np
 import ray
 import ray.data
 from ray.exceptions import RayError
 
+from pipeline.data import near
+from pipeline.data.card import describe, values_of
+from pipeline.data.catalogue import Catalogue
+from pipeline.data.cleaning import Lists, read_lists
 from pipeline.data.codec import Codec, make_codec
-from pipeline.data.collect import Collector
 from pipeline.data.corpus import open_corpus
-from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, Manifest, prepared_key
-from pipeline.data.prepared import Prepared, find_prepared
+from pipeline.data.cuts import plan_shards
+from pipeline.data.layout import Layout
+from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
+from pipeline.data.parts import PARTS_FOLDER, Part, forget
+from pipeline.data.prepared import Prepared, Records, find_prepared
 from pipeline.data.records import Corpus, Unit
-from pipeline.data.stages import EncodeStage, ReadStage
-from pipeline.errors import AtelierError
+from pipeline.data.selection import Rows, Selection, load_rows, select, stale_parts
+from pipeline.data.shards import rows_per_shard
+from pipeline.data.stages import COUNTED, CountStage, CutStage, EncodeStage, ReadStage, part_texts
+from pipeline.data.work import work_folder
+from pipeline.errors import AtelierError, CorpusError
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
-BLOCK_BYTES = 32 * 2**20
+INLINE_ROWS = 20_000
+"""Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
 
 def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepared:
     """The prepared set of `spec` in `store`: found if it is there and whole, else made.
 
-    Raises: CorpusError, CodecError, StorageError; nothing is left behind then.
+    Raises: CorpusError, CodecError, PreparedDataError, StorageError; there is no manifest then.
     """
-    started = time.monotonic()
-    codec = make_codec(spec.data.codec)
     progress("prepare", 0, None, "reading the corpus's fingerprint")
+    codec = make_codec(spec.data.codec)
     corpus = open_corpus(spec.data.source, codec.modality)
     key = prepared_key(spec, corpus)
     found = find_prepared(store, key)
@@ -49,109 +60,267 @@ def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepare
         progress("prepare", found.manifest.report["kept"], found.manifest.report["kept"], f"found {key}")
         return found
     codec = make_codec(spec.data.codec, corpus.single_document)
-    units = corpus.units(spec.data.limit)
-    # An object store cannot rename: there the manifest, written last, is what makes the set complete.
-    folder = store.child(FOLDER, f".tmp-{key}-{uuid.uuid4().hex[:8]}" if store.is_local else key)
-    if not store.is_local:
-        folder.delete_dir()
-    folder.make_dir()
-    try:
-        collector = _run(spec, corpus, codec, units, folder, progress)
-        splits, report = collector.finish()
-        manifest = Manifest(
+    folder = store.child(FOLDER, key)
+    folder.delete_file(MANIFEST)
+    with work_folder(store, key) as work:
+        preparation = _Preparation(spec, store, corpus, codec, read_lists(spec.data.cleaning), folder, work, progress)
+        manifest = preparation.run(key)
+        folder.write_json(preparation.facts(), "preparation.json")
+        folder.write_json(manifest.as_dict(), MANIFEST)
+    if not spec.data.keep_read:
+        for part in preparation.parts:
+            forget(part)
+    progress("prepare", manifest.report["kept"], manifest.report["kept"], f"wrote {key}")
+    return Prepared(folder, Manifest.from_dict(store.read_json(FOLDER, key, MANIFEST)))
+
+
+@dataclass
+class _Preparation:
+    """One preparation under way."""
+
+    spec: RunSpec
+    store: Store
+    corpus: Corpus
+    codec: Codec
+    lists: Lists
+    folder: Store
+    work: Store
+    progress: Progress
+    parts: list[Part] = field(default_factory=list)
+    seconds: dict[str, float] = field(default_factory=dict)
+    parts_read: int = 0
+
+    def run(self, key: str) -> Manifest:
+        """Read, select, fit, encode, cut; the manifest of what was written."""
+        data = self.spec.data
+        rows = self._timed("read", self._read)
+        self._check_quarantine(rows)
+        pairs = self._timed("near duplicates", lambda: self._near_pairs(rows))
+        selection = select(rows, pairs, data, self._origin_of(rows))
+        if self.codec.needs_fit:
+            self._timed("fit", lambda: self._fit(selection))
+            self._timed("encode", lambda: self._encode(selection))
+        layout, splits = self._timed("cut", lambda: self._cut(selection))
+        records = Records.of_sides(rows.record, selection.side)
+        report = describe(self.parts, selection, self.codec.modality)
+        return Manifest(
             format_version=FORMAT_VERSION,
             key=key,
             corpus={
-                "fingerprint": corpus.fingerprint(),
-                "licence": corpus.licence,
-                "source": spec.data.source.model_dump(mode="json"),
-                "records": collector.records().save(folder),
+                "fingerprint": self.corpus.fingerprint(),
+                "licence": self.corpus.licence,
+                "source": data.source.model_dump(mode="json"),
+                "records": records.save(self.folder),
             },
-            split=spec.data.split.model_dump(mode="json"),
-            codec=codec.state(),
-            layout=codec.layout(collector.labels()).as_dict(),
+            cleaning=data.cleaning.model_dump(mode="json"),
+            duplicates=data.duplicates.model_dump(mode="json"),
+            split=data.split.model_dump(mode="json"),
+            codec=self.codec.state(),
+            layout=layout.as_dict(),
             splits=splits,
-            report={**report, "seconds": round(time.monotonic() - started, 3)},
+            report=report,
         )
-        folder.write_json(manifest.as_dict(), MANIFEST)
-        if store.is_local:
-            _publish(store, folder, key)
-    except BaseException:  # also when interrupted: nothing half-written stays
-        folder.delete_dir()
-        raise
-    progress("prepare", collector.read, collector.read, f"wrote {key}")
-    return Prepared(store.child(FOLDER, key), Manifest.from_dict(store.read_json(FOLDER, key, MANIFEST)))
 
+    def facts(self) -> dict[str, Any]:
+        """What another preparation of the same set would not share."""
+        return {
+            "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
+            "parts": len(self.parts),
+            "parts_read": self.parts_read,
+        }
 
-def _run(
-    spec: RunSpec, corpus: Corpus, codec: Codec, units: list[Unit], folder: Store, progress: Progress
-) -> Collector:
-    """Read, fit, encode and collect all units."""
-    total = sum(unit["count"] for unit in units) if all("count" in unit for unit in units) else None
-    total = min(total, spec.data.limit) if total and spec.data.limit else total
-    items = [{"unit": json.dumps(unit)} for unit in units]
-    records = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-        ReadStage(corpus, codec.state(), spec.data.split), batch_size=1, batch_format="pyarrow"
-    )
-    _configure(records)
-    try:
-        if codec.needs_fit:
-            progress("prepare", 0, total, "reading")
-            records = records.materialize()
-            progress("prepare", 0, total, "fitting the codec")
-            _fit(codec, records, spec, folder)
-        encoded = records.map_batches(
-            EncodeStage(codec.state()), batch_size=None, batch_format="pyarrow", zero_copy_batch=True
+    # --- reading ----------------------------------------------------------------------------------------------
+
+    def _read(self) -> Rows:
+        """Read what no part holds, and the small columns of all."""
+        self.progress("prepare", 0, None, "looking for what was read before")
+        there = self.store.child(PARTS_FOLDER, reading_key(self.spec, self.corpus, self.codec, self.lists))
+        catalogue = Catalogue(there, self.corpus, self.spec.data.limit)
+        self._read_units(catalogue.missing(), there)
+        stale = stale_parts(catalogue.parts(), self.lists.opt_out)
+        for part in stale:
+            forget(part)
+        if stale:
+            self._read_units(catalogue.missing(), there)
+        self.parts = catalogue.parts()
+        return load_rows(self.parts, catalogue.ranks(self.parts))
+
+    def _read_units(self, units: list[Unit], there: Store) -> None:
+        data = self.spec.data
+        stage = ReadStage(self.corpus, self.codec.state(), data, self.lists.block_list, self.lists.opt_out, there)
+        total, done = sum(unit["bytes"] for unit in units) // 2**20, 0
+        items = [{"unit": json.dumps(unit), "bytes": unit["bytes"]} for unit in units]
+        for answer in self._spread(items, stage):
+            done += answer["bytes"]
+            self.progress("prepare", done // 2**20, total, "reading, MB")
+        self.parts_read += len(units)
+
+    def _check_quarantine(self, rows: Rows) -> None:
+        """Raises: CorpusError when nothing was read, or more than the spec's share of it cannot be decoded."""
+        source, allowed = self.spec.data.source, self.spec.data.max_quarantined
+        where = getattr(source, "path", getattr(source, "name", ""))
+        count = int(rows.first_pieces.sum())
+        if count == 0:
+            raise CorpusError(f"{where}: there are no records in it; set data.source")
+        failed = np.flatnonzero(rows.failed)
+        if len(failed) > allowed * count:
+            told = values_of(self.parts, rows, failed[:3], "origin", "error")
+            reasons = "".join(f"\n  {origin}: {error}" for origin, error in told)
+            raise CorpusError(
+                f"{where}: {len(failed):,} of {count:,} records cannot be decoded, and data.max_quarantined "
+                f"allows {allowed:.3g} of them; mend or remove them, or raise it:{reasons}"
+            )
+
+    def _origin_of(self, rows: Rows) -> Callable[[int], str]:
+        alive = np.flatnonzero(rows.alive)
+
+        def origin(place: int) -> str:
+            return str(values_of(self.parts, rows, alive[place : place + 1], "origin")[0][0])
+
+        return origin
+
+    # --- deciding ---------------------------------------------------------------------------------------------
+
+    def _near_pairs(self, rows: Rows) -> np.ndarray:
+        """Pairs int64 `[P, 2]` of near duplicates among the rows."""
+        if self.spec.data.duplicates.near == "off":
+            return np.zeros((0, 2), np.int64)
+        alive = np.flatnonzero(rows.alive)
+        _, first = np.unique(rows.content[alive], return_index=True)  # exact duplicates are joined without a search
+        chosen = alive[np.sort(first)]
+        modality, similarity = self.codec.modality, self.spec.data.duplicates.similarity
+        table = near.gather_signatures(self.parts, rows, chosen, modality)
+        signed = table.any(axis=1)
+        table, chosen = table[signed], chosen[signed]
+        items = near.bands(modality)
+        if len(chosen) <= INLINE_ROWS:
+            found = [near.near_pairs(table, item["band"], modality, similarity) for item in items]
+        else:
+            near.save_signatures(self.work, table)
+            del table
+            found = []
+            for answer in self._spread(items, near.PairStage(self.work, modality, similarity)):
+                found.append(np.frombuffer(answer["pairs"], np.int64).reshape(-1, 2))
+                self.progress("prepare", len(found), len(items), "looking for near duplicates")
+        pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
+        return chosen[pairs]
+
+    # --- fitting, encoding, cutting ---------------------------------------------------------------------------
+
+    def _fit(self, selection: Selection) -> None:
+        """Fit the codec on the training texts, or where it says so on an evenly spaced sample of them."""
+        self.progress("prepare", 0, None, "fitting the codec")
+        chosen, codec = selection.chosen("train"), self.codec
+        limit = getattr(codec.spec, "fit_megabytes", None)
+        if limit is None:
+            items = self._items(selection.rows, chosen)
+            stage = CountStage(codec.state(), self.parts)
+            counts: Counter[str] = Counter()
+            answers = self._spread(items, stage) if len(chosen) > INLINE_ROWS else map(stage, items)
+            for answer in answers:
+                counts.update(json.loads(answer["counts"]))
+            codec.fit_counts(counts)
+            return
+        total = int(selection.rows.numbers["length"][chosen].sum())
+        share = max(1.0, total / (limit * 2**20))
+        sample = chosen[np.unique((np.arange(int(len(chosen) / share)) * share).astype(np.int64))]
+        texts = (
+            text
+            for item in self._items(selection.rows, sample)
+            for text in part_texts(self.parts[item["part"]], np.frombuffer(item["rows"], np.int32))
         )
-        _configure(encoded)
-        collector = Collector(folder, codec.layout(), spec)
-        for table in encoded.iter_batches(batch_size=None, batch_format="pyarrow"):
-            collector.add(table)
-            progress("prepare", collector.read, total, "encoding")
-    except RayError as error:
-        raise _own_error(error) or error from None
-    return collector
+        codec.fit(texts)
 
+    def _items(self, rows: Rows, chosen: np.ndarray) -> list[dict[str, Any]]:
+        """An item a part: which of its rows are chosen, ascending. Parts come in the order of the corpus."""
+        part = rows.part[chosen]
+        places, first = np.unique(part, return_index=True)
+        return [
+            {"part": int(place), "rows": np.sort(rows.row[chosen[part == place]]).astype(np.int32).tobytes()}
+            for place in places[np.argsort(first)]
+        ]
 
-def _configure(dataset: ray.data.Dataset) -> None:
-    """Blocks in the corpus's order and of a moderate size; our own progress instead of Ray Data's."""
-    context = dataset.context
-    context.execution_options.preserve_order = True
-    context.target_max_block_size = BLOCK_BYTES
-    context.enable_progress_bars = False
-    logging.getLogger("ray.data").setLevel(logging.WARNING)
-    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    def _encode(self, selection: Selection) -> None:
+        rows = selection.rows
+        kept = np.flatnonzero(selection.side < len(SPLITS))
+        items = self._items(rows, kept)
+        done = 0
+        for answer in self._spread(items, EncodeStage(self.codec.state(), self.parts, self.work)):
+            mine = kept[rows.part[kept] == answer["part"]]
+            mine = mine[np.argsort(rows.row[mine], kind="stable")]
+            for name in COUNTED:
+                rows.numbers[name][mine] = np.frombuffer(answer[name], np.int64)
+            done += len(mine)
+            self.progress("prepare", done, len(kept), "encoding")
 
+    def _cut(self, selection: Selection) -> tuple[Layout, dict[str, dict[str, Any]]]:
+        """Write the shards; the layout with the training split's labels, and the manifest's entries."""
+        layout, data = self.codec.layout(), self.spec.data
+        size = rows_per_shard(layout, data.shard_megabytes)
+        items = [item for split in SPLITS for item in plan_shards(selection, split, layout, size)]
+        coded = self.work if self.codec.needs_fit else None
+        answers: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
+        stage = CutStage(self.parts, coded, self.folder, layout)
+        for done, answer in enumerate(self._spread(items, stage), start=1):
+            answers[answer["split"]].append(answer)
+            self.progress("prepare", done, len(items), "writing shards")
+        entries = {split: self._entry(selection, split, answers[split]) for split in SPLITS}
+        for name in dict.fromkeys(("train", self.spec.evaluation.split)):
+            self._check_filled(name, entries[name], selection)
+        return self.codec.layout(tuple(sorted(entries["train"]["labels"]))), entries
 
-def _fit(codec: Codec, records: ray.data.MaterializedDataset, spec: RunSpec, folder: Store) -> None:
-    """Fit the codec on the training texts, once it is known that enough of the corpus can be decoded."""
-    blocks = records.to_arrow_refs()
+    def _entry(self, selection: Selection, split: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
+        answers.sort(key=lambda answer: answer["number"])
+        chosen, numbers = selection.chosen(split), selection.rows.numbers
+        labels: Counter[str] = Counter()
+        for answer in answers:
+            labels.update(json.loads(answer["labels"]))
+        shards = [shard for answer in answers if (shard := json.loads(answer["shard"])) is not None]
+        return {
+            "shards": shards,
+            "rows": sum(shard["rows"] for shard in shards),
+            "records": len(chosen),
+            "characters": int(numbers["characters"][chosen].sum()),
+            "utf8_bytes": int(numbers["utf8_bytes"][chosen].sum()),
+            "tail_tokens": json.loads(answers[-1]["tail"]) if answers else [],
+            "labels": dict(sorted(labels.items())),
+        }
 
-    def tables() -> Iterator[pa.Table]:
-        return (ray.get(block) for block in blocks)
+    def _check_filled(self, name: str, entry: dict[str, Any], selection: Selection) -> None:
+        if entry["rows"]:
+            return
+        tokens = len(entry["tail_tokens"])
+        if tokens:
+            raise CorpusError(
+                f"the {name} split has {tokens:,} tokens, fewer than one window of data.codec.length "
+                f"{self.codec.layout().length}; shorten it, or bring more text"
+            )
+        kept = int((selection.side < len(SPLITS)).sum())
+        raise CorpusError(
+            f"the {name} split is empty: {kept:,} records were kept of {len(selection.rows):,} read; change data.split "
+            f"(now {self.spec.data.split.model_dump()}), data.limit or evaluation.split, or bring more records"
+        )
 
-    failures = Collector(folder, codec.layout(), spec)
-    for table in tables():
-        failures.read += table.num_rows
-        failures.note_failures(table)
-    failures.check_quarantine()
-    texts = (
-        text.decode("utf-8")
-        for table in tables()
-        for text in table.filter(pc.equal(table["split"], "train"))["raw"].to_pylist()
-    )
-    codec.fit(texts)
+    # --- Ray Data ---------------------------------------------------------------------------------------------
 
+    def _spread(self, items: list[dict[str, Any]], stage: Callable[[dict[str, Any]], Any]) -> Iterator[dict[str, Any]]:
+        """The stage's answers, as they come, from Ray Data's workers; its own errors as they were raised."""
+        if not items:
+            return
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(stage)
+        dataset.context.enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.WARNING)
+        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+        try:
+            yield from dataset.iter_rows()
+        except RayError as error:
+            raise _own_error(error) or error from None
 
-def _publish(store: Store, folder: Store, key: str) -> None:
-    """Give the finished folder its name, unless another process has finished the same set meanwhile."""
-    found = find_prepared(store, key)
-    if found is not None and not found.missing_shards():
-        folder.delete_dir()
-        return
-    target = store.child(FOLDER, key)
-    target.delete_dir()
-    folder.local_path().rename(target.local_path())
+    def _timed(self, name: str, call: Callable[[], Any]) -> Any:
+        start = time.monotonic()
+        value = call()
+        self.seconds[name] = time.monotonic() - start
+        return value
 
 
 def _own_error(error: BaseException) -> AtelierError | None:

@@ -56,6 +56,11 @@ class Records:
         return cls(record, side)._sorted()
 
     @classmethod
+    def of_sides(cls, record: np.ndarray, side: np.ndarray) -> Records:
+        """From identifiers uint64 `[N]` and places in SPLITS (or NO_SIDE) uint8 `[N]`, in any order."""
+        return cls(record, side)._sorted()
+
+    @classmethod
     def joined(cls, parts: Sequence[Records]) -> Records:
         record = np.concatenate([np.zeros(0, np.uint64), *(part.record for part in parts)])
         return cls(record, np.concatenate([np.zeros(0, np.uint8), *(part.side for part in parts)]))._sorted()

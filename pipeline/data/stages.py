@@ -1,143 +1,262 @@
-"""The two steps of preparing that run in parallel: read a unit of the corpus, and encode what was read.
+"""The steps of preparing that run in parallel: read a unit, count symbols, encode a part, cut a shard.
 
-Pure functions from Arrow table to Arrow tables, called in Ray Data's workers; the driver makes them and joins them.
-Rows that fail stay rows, with their `error` (quarantined) or `dropped` reason, so that the driver can count them.
+Pure functions of work items, called in Ray Data's workers. What they make goes to the storage, and only its summary
+back to the driver, so that memory is bounded by the workers and a block of each, not by the corpus.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from pipeline.data.duplicates import sign
+from pipeline.data.splits import split_text
 
-from pipeline.data.cleaning import clean
+from pipeline.data.cleaning import OptOut, make_cleaner
 from pipeline.data.codec import Codec, codec_from_state
-from pipeline.data.records import Corpus, Record, content_id
+from pipeline.data.layout import Layout
+from pipeline.data.manifest import SPLITS
+from pipeline.data.parts import Part, Row, read_rows, write_coded, write_part
+from pipeline.data.records import Record
+from pipeline.data.shards import write_shard
 from pipeline.errors import CodecError
-from pipeline.spec import SplitSpec
+from pipeline.spec import DataSpec
+from pipeline.storage import Store
 
-READ_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "record", "origin", "split", "label", "error", "dropped")]
-    + [("raw", pa.large_binary())]
-)
-ENCODED_SCHEMA = pa.schema(
-    [(name, pa.string()) for name in ("id", "record", "origin", "split", "label", "error", "dropped")]
-    + [("x", pa.large_binary())]
-    + [(name, pa.int64()) for name in ("length", "characters", "utf8_bytes", "unknown")]
-)
-ROWS_PER_TABLE = 4096
-BYTES_PER_TABLE = 16 * 2**20
-
-Row = dict[str, Any]
+COUNTED = ("tokens", "characters", "utf8_bytes", "unknown")
+FACTS = ("encoding", "format", "mode", "rate_hz", "channels")
+"""Of what a codec tells of a file, that which few values describe; the data card counts them."""
 
 
+@dataclass
 class ReadStage:
-    """Units → decoded, cleaned records with their split: `READ_SCHEMA`, where `raw` holds the bytes of the codec's raw
-    form (UTF-8, uint8 pixels or float32 samples). `record` is the corpus's own record, of which a text that is split
-    by position gives several parts, each with an `id`."""
+    """Units → parts: read, open, clean, shape, sign, and encode where the codec has nothing to learn."""
 
-    def __init__(self, corpus: Corpus, codec_state: dict[str, Any], split: SplitSpec) -> None:
-        self.corpus, self.codec_state, self.split = corpus, codec_state, split
+    corpus: Any
+    codec_state: dict[str, Any]
+    data: DataSpec
+    block_list: Any
+    opt_out: OptOut
+    store: Store
 
-    def __call__(self, units: pa.Table) -> Iterator[pa.Table]:
-        codec = codec_from_state(self.codec_state)
-        for unit in units["unit"].to_pylist():
-            rows = (row for record in self.corpus.read(json.loads(unit)) for row in self._rows(record, codec))
-            yield from _tables(rows, READ_SCHEMA, "raw")
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`unit` (JSON) and its `bytes` → the same bytes, and how many `rows` the part has."""
+        self.codec = codec_from_state(self.codec_state)
+        self.cleaner = make_cleaner(self.data.cleaning, self.codec.modality, self.block_list)
+        unit = json.loads(item["unit"])
+        places = {name: place for place, (name, _) in enumerate(unit["files"])}
+        rows = (row for record in self.corpus.read(unit) for row in self._rows(record, places))
+        part = write_part(self.store, unit, rows)
+        return {"bytes": item["bytes"], "rows": part.num_rows}
 
-    def _rows(self, record: Record, codec: Codec) -> Iterator[Row]:
-        row: Row = {"record": record["id"], **{key: record[key] for key in ("id", "origin", "label", "error")}}
+    def _rows(self, record: Record, places: dict[str, int]) -> Iterator[Row]:
+        group = record["group"]
+        row: Row = {
+            "file": places[record["name"]],
+            "index": record["index"],
+            "piece": 0,
+            "record": int(record["id"], 16),
+            "group": 0 if group is None else _hash64(group.encode(errors="surrogateescape")),
+            "given": -1 if record["split"] is None else SPLITS.index(record["split"]),
+            "origin": record["origin"],
+            "label": record["label"],
+            "error": record["error"],
+        }
+        if self.opt_out.has(record["id"], None, record["origin"]):
+            yield {**row, "label": None, "error": None, "dropped": "opt-out"}
+            return
         if record["error"] is not None:
             yield row
             return
         try:
-            raw, dropped = clean(codec.decode_payload(record["payload"], record["rate"]))
+            opened = self.codec.open(record["payload"], record["rate"], self.data.max_record_megabytes * 2**20)
         except CodecError as error:
             yield {**row, "error": str(error)}
             return
-        if dropped is not None:
-            yield {**row, "dropped": dropped}
-        elif self.split.kind == "position":
-            for split, part in split_text(raw, self.split).items():
-                if part:
-                    yield {**row, "id": content_id(part), "split": split, "raw": part.encode("utf-8")}
+        facts = {**record["facts"], **opened.facts}
+        row["width"], row["height"] = facts.get("width"), facts.get("height")
+        row["facts"] = json.dumps({key: facts[key] for key in FACTS if key in facts}, sort_keys=True)
+        cleaned = self.cleaner(opened.raw, facts)
+        row["changed"] = "+".join(cleaned.changed) or None
+        row["personal"] = json.dumps(cleaned.personal, sort_keys=True) if cleaned.personal else None
+        row["length"] = None if self.codec.modality == "image" else len(cleaned.raw)
+        if cleaned.dropped is not None:
+            yield {**row, "dropped": cleaned.dropped, "detail": cleaned.detail}
+            return
+        yield from self._pieces(row, cleaned.raw, record["id"])
+
+    def _pieces(self, row: Row, raw: Any, key: str) -> Iterator[Row]:
+        if self.data.split.kind == "position":
+            parts = split_text(raw, self.data.split)
+            pieces = [(SPLITS.index(split), part) for split, part in parts.items() if part]
         else:
-            split = assign_split(record["id"], record["split"], self.split)
-            yield {**row, "split": split, "raw": _to_bytes(raw)}
+            pieces = [(row["given"], piece) for piece in self.codec.shape(raw, key)]
+        for number, (given, piece) in enumerate(pieces):
+            data = piece.encode("utf-8") if isinstance(piece, str) else piece.tobytes()
+            made: Row = {**row, "piece": number, "given": given, "content": _hash64(data)}
+            made["length"] = None if self.codec.modality == "image" else len(piece)
+            if self.opt_out.has(f"{made['content']:016x}", None, row["origin"]):
+                yield {**row, "piece": number, "content": made["content"], "label": None, "dropped": "opt-out"}
+                continue
+            if self.data.duplicates.near != "off":
+                made["signature"] = sign(piece, self.codec.modality)
+            yield {**made, "data": data} if self.codec.needs_fit else {**made, **coded(self.codec, piece)}
 
 
+def coded(codec: Codec, raw: Any, example: np.ndarray | None = None) -> Row:
+    """The CODED_SCHEMA columns of one raw record (and its `example`, where it was encoded already)."""
+    example = codec.encode(raw) if example is None else example
+    row: Row = {"data": example.tobytes(), "tokens": example.size, "unknown": codec.count_unknown(raw)}
+    if isinstance(raw, str):
+        layout = codec.layout()
+        # A document that was cut has no end token, and its example covers less than the whole.
+        whole = layout.continuous or layout.end_token in example
+        covered = raw if whole else codec.decode(example)
+        row |= {"characters": len(covered), "utf8_bytes": len(covered.encode())}
+    return row
+
+
+@dataclass
+class CountStage:
+    """Parts → how often each character is in the chosen rows: what a codec of characters learns."""
+
+    codec_state: dict[str, Any]
+    parts: Sequence[Part]
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`part` (its place), `rows` (int32 bytes) → `counts` (JSON)."""
+        codec: Any = codec_from_state(self.codec_state)
+        texts = part_texts(self.parts[item["part"]], np.frombuffer(item["rows"], np.int32))
+        return {"counts": json.dumps(codec.count(texts))}
+
+
+@dataclass
 class EncodeStage:
-    """`READ_SCHEMA` → `ENCODED_SCHEMA`, where `x` holds the bytes of one example in the stored type.
+    """Parts with raw records → files of the same rows encoded, null where they are not kept."""
 
-    `length` is the record's own, in characters or samples; `characters` and `utf8_bytes` are what its example covers
-    (less than the whole where a document was cut).
-    """
+    codec_state: dict[str, Any]
+    parts: Sequence[Part]
+    store: Store
 
-    def __init__(self, codec_state: dict[str, Any]) -> None:
-        self.codec_state = codec_state
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`part` (its place), `rows` (int32 bytes: those kept, ascending) → `part` and COUNTED of those rows, each as
+        int64 bytes."""
+        part, kept = self.parts[item["part"]], np.frombuffer(item["rows"], np.int32)
+        made: list[Row] = []
+        write_coded(self.store, part.name, self._aligned(part, kept, made))
+        columns = {name: np.array([row.get(name) or 0 for row in made], np.int64).tobytes() for name in COUNTED}
+        return {"part": item["part"], **columns}
 
-    def __call__(self, table: pa.Table) -> Iterator[pa.Table]:
+    def _aligned(self, part: Part, kept: np.ndarray, made: list[Row]) -> Iterator[Row]:
+        """A row for each of the part's, empty where it is not kept; what was counted of the others goes to `made`."""
+        done = 0
+        for number, row in zip(kept.tolist(), self._encoded(part_texts(part, kept)), strict=True):
+            made.append({name: row.get(name) for name in COUNTED})
+            yield from ({} for _ in range(number - done))
+            yield row
+            done = number + 1
+        yield from ({} for _ in range(part.num_rows - done))
+
+    def _encoded(self, texts: Iterable[str]) -> Iterator[Row]:
         codec = codec_from_state(self.codec_state)
-        end = codec.layout().end_token if getattr(codec.spec, "packing", None) == "documents" else None
-        yield from _tables((self._row(row, codec, end) for row in table.to_pylist()), ENCODED_SCHEMA, "x")
-
-    def _row(self, row: Row, codec: Codec, end: int | None) -> Row:
-        data = row.pop("raw")
-        if data is None:
-            return row
-        raw = _from_bytes(data, codec)
-        example = codec.encode(raw)
-        row["x"], row["unknown"] = example.tobytes(), codec.count_unknown(raw)
-        if isinstance(raw, str):
-            whole = end is None or end in example
-            covered = raw if whole else codec.decode(example)
-            row |= {"length": len(raw), "characters": len(covered), "utf8_bytes": len(covered.encode())}
-        elif codec.modality == "audio":
-            row["length"] = len(raw)
-        return row
+        for chunk in _chunks(texts, 512):
+            for text, example in zip(chunk, codec.encode_batch(chunk), strict=True):
+                yield coded(codec, text, example)
 
 
-def assign_split(record_id: str, given: str | None, split: SplitSpec) -> str:
-    """The split of a record: a function of its content's hash (and of the source where the split is given), so that a
-    record never changes side when the corpus grows."""
-    position = int(record_id, 16) / 2**64
-    if split.kind == "given":
-        return "test" if given == "test" else "validation" if position < split.validation else "train"
-    if position < split.test:
-        return "test"
-    return "validation" if position < split.test + split.validation else "train"
+def part_texts(part: Part, rows: np.ndarray) -> Iterator[str]:
+    """The texts of some rows of a part, holding few at a time."""
+    for start in range(0, len(rows), 2048):
+        column = part.rows(rows[start : start + 2048], ["data"])["data"]
+        yield from (value.as_py().decode("utf-8") for value in column)
 
 
-def split_text(text: str, split: SplitSpec) -> dict[str, str]:
-    """`text` cut by position: the first part trains, the next validates, the last tests."""
-    trained = int((1 - split.validation - split.test) * len(text))
-    validated = int((1 - split.test) * len(text))
-    return {"train": text[:trained], "validation": text[trained:validated], "test": text[validated:]}
+@dataclass
+class CutStage:
+    """Shard plans → shards: gathers the examples of one shard from the parts, in order, and writes them."""
+
+    parts: Sequence[Part]
+    coded: Store | None  # where EncodeStage wrote; None where the parts themselves hold examples
+    store: Store
+    layout: Layout
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        """`split`, `number`, `part` and `row` (int32 bytes, in order); for continuous text `skip` (tokens of the first
+        row before the shard), `first` (number of its first window), `windows` (how many; -1 for examples) and `tail`
+        (tokens to keep after them) → `shard`, `labels` and `tail` (JSON)."""
+        part, row = np.frombuffer(item["part"], np.int32), np.frombuffer(item["row"], np.int32)
+        table = self._gathered(part, row)
+        dtype = np.dtype(self.layout.stored_dtype)
+        stored = np.frombuffer(b"".join(table["data"].to_pylist()), dtype)
+        tail: list[int] = []
+        labels: Counter[str] = Counter()
+        if item["windows"] < 0:
+            x = stored.reshape(-1, *self.layout.shape)
+            ids, origins, label = _identifiers(table), table["origin"], table["label"]
+            labels.update(pc.drop_null(label).to_pylist())
+        else:
+            count, length = item["windows"], self.layout.length
+            stream = stored[item["skip"] :]
+            x = stream[: count * length].reshape(count, length)
+            tail = stream[count * length : count * length + item["tail"]].tolist()
+            ids = pa.array([f"{item['split']}-{item['first'] + i:09d}" for i in range(count)], pa.string())
+            begins = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())]) - item["skip"]
+            which = np.searchsorted(begins, np.arange(count) * length, side="right") - 1
+            origins, label = table["origin"].take(pa.array(which)), pa.nulls(count, pa.string())
+        shard = write_shard(self.store, item["split"], item["number"], self.layout, x, ids, origins, label)
+        return {
+            "split": item["split"],
+            "number": item["number"],
+            "shard": json.dumps(shard),
+            "labels": json.dumps(labels),
+            "tail": json.dumps(tail),
+        }
+
+    def _gathered(self, part: np.ndarray, row: np.ndarray) -> pa.Table:
+        """The rows in the order given, with their examples."""
+        about, held = ["record", "piece", "origin", "label"], ["tokens", "data"]
+        tables, places = [], []
+        for each in np.unique(part):
+            where = np.flatnonzero(part == each)
+            where = where[np.argsort(row[where], kind="stable")]
+            source, numbers = self.parts[each], row[where]
+            if self.coded is None:
+                tables.append(source.rows(numbers, about + held))
+            else:
+                table = source.rows(numbers, about)
+                examples = read_rows(self.coded, source.name, numbers, held)
+                for name in held:
+                    table = table.append_column(name, examples[name])
+                tables.append(table)
+            places.append(where)
+        order = np.empty(len(part), np.int64)
+        order[np.concatenate(places)] = np.arange(len(part))
+        return pa.concat_tables(tables).take(pa.array(order))
 
 
-def _to_bytes(raw: Any) -> bytes:
-    return raw.encode("utf-8") if isinstance(raw, str) else raw.tobytes()
+def _identifiers(table: pa.Table) -> pa.Array:
+    """An example's id: its record's, with its place in the record where that gives several."""
+    pairs = zip(table["record"].to_pylist(), table["piece"].to_pylist(), strict=True)
+    return pa.array([f"{record:016x}" if piece == 0 else f"{record:016x}.{piece}" for record, piece in pairs])
 
 
-def _from_bytes(data: bytes, codec: Codec) -> Any:
-    if codec.modality == "text":
-        return data.decode("utf-8")
-    if codec.modality == "image":
-        return np.frombuffer(data, np.uint8).reshape(*codec.spec.size, codec.spec.channels)
-    return np.frombuffer(data, np.float32)
+def _hash64(data: bytes) -> int:
+    return int.from_bytes(hashlib.sha256(data).digest()[:8], "big")
 
 
-def _tables(rows: Iterator[Row], schema: pa.Schema, heavy: str) -> Iterator[pa.Table]:
-    """Rows as tables of a bounded number of rows and bytes (of the column `heavy`)."""
-    waiting: list[Row] = []
-    size = 0
-    for row in rows:
-        waiting.append(row)
-        size += len(row.get(heavy) or b"")
-        if len(waiting) >= ROWS_PER_TABLE or size >= BYTES_PER_TABLE:
-            yield pa.Table.from_pylist(waiting, schema)
-            waiting, size = [], 0
-    yield pa.Table.from_pylist(waiting, schema)
+def _chunks(values: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    chunk: list[Any] = []
+    for value in values:
+        chunk.append(value)
+        if len(chunk) == size:
+            yield chunk
+            chunk = []
+    if chunk:
+        yield chunk

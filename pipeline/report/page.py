@@ -19,6 +19,7 @@ import jinja2
 import numpy as np
 from PIL import Image
 
+from pipeline.data.card import report_lines
 from pipeline.data.manifest import SPLITS, Manifest
 from pipeline.evaluation.metric import DEFINITIONS, Definition, Score
 from pipeline.report import curves
@@ -262,13 +263,12 @@ def _data_card(manifest: Mapping[str, Any]) -> list[tuple[str, str]]:
         card.append(("Vocabulary", f"{layout['vocabulary']:,}"))
     if layout.get("sample_rate_hz"):
         card.append(("Sample rate", f"{layout['sample_rate_hz']:,} Hz"))
-    if "read" in report:
-        card.append(("Records", f"{report['read']:,} read, {report.get('kept', report['read']):,} kept"))
-    dropped = {**report.get("dropped", {}), "quarantined": report.get("quarantined_count", 0)}
-    gone = ", ".join(f"{count:,} {reason}" for reason, count in dropped.items() if count)
-    card.append(("Left out", gone or "nothing"))
-    if report.get("unknown_characters"):
-        card.append(("Unknown characters", f"{report['unknown_characters']:,}"))
+    if "stages" in report:
+        for name, value in report_lines(report):
+            if name:
+                card.append((name.capitalize(), value))
+            else:
+                card[-1] = (card[-1][0], f"{card[-1][1]}; {value}")
     card.append(("Split", _split_in_words(manifest.get("split") or {})))
     card.append(("Fingerprint", _plain(corpus.get("fingerprint", "not known"))))
     card.append(("Prepared set", str(manifest["key"])))

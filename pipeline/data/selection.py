@@ -1,0 +1,181 @@
+"""Selection: which rows of the parts are kept, on which side, in which order; what a prepared set will hold.
+
+Runs on the driver over small columns only (about a hundred bytes a row); near-duplicate pairs come from outside, found
+by Ray's workers. Everything is a function of the corpus's content, not of the parts that it was read in.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import pyarrow.compute as pc
+from pipeline.data.duplicates import cluster
+from pipeline.data.splits import Leakage, assign
+
+from pipeline.data.cleaning import OptOut
+from pipeline.data.manifest import SPLITS
+from pipeline.data.parts import Part
+from pipeline.spec import DataSpec
+
+NO_SIDE = len(SPLITS)
+SMALL = ("file", "index", "piece", "record", "content", "group", "given", "error", "dropped")
+NUMBERS = ("tokens", "characters", "utf8_bytes", "unknown", "length", "width", "height")
+
+
+@dataclass
+class Rows:
+    """All rows of the corpus in its order, N of them, as columns.
+
+    `part`, `row`: where each is; `record`, `content`, `group`: uint64; `given` int8, a place in SPLITS or -1;
+    `failed` and `dropped` bool: quarantined, or dropped while reading; `numbers`: NUMBERS int64 `[N]`, which encoding
+    fills in where the codec had to be fitted first.
+    """
+
+    part: np.ndarray
+    row: np.ndarray
+    piece: np.ndarray
+    record: np.ndarray
+    content: np.ndarray
+    group: np.ndarray
+    given: np.ndarray
+    failed: np.ndarray
+    dropped: np.ndarray
+    numbers: dict[str, np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.part)
+
+    @property
+    def alive(self) -> np.ndarray:
+        return ~(self.failed | self.dropped)
+
+    @property
+    def first_pieces(self) -> np.ndarray:
+        """One row of each record."""
+        return self.piece == 0
+
+
+def load_rows(parts: Sequence[Part], wanted: Sequence[np.ndarray]) -> Rows:
+    """The rows of `parts` in the corpus's order; `wanted[p]` int64 says for each file of part p its rank among the
+    corpus's files, or -1 where the part's rows of it are not wanted."""
+    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*SMALL, *NUMBERS, "part", "row")}
+    for place, (part, ranks) in enumerate(zip(parts, wanted, strict=True)):
+        table = part.column_table([*SMALL, *NUMBERS])
+        rank = ranks[table["file"].to_numpy()]
+        mine = np.flatnonzero(rank >= 0)
+        columns["part"].append(np.full(len(mine), place, np.int32))
+        columns["row"].append(mine.astype(np.int32))
+        columns["file"].append(rank[mine].astype(np.int32))
+        for name in ("index", "piece", "record", "content", "group", "given", *NUMBERS):
+            columns[name].append(pc.fill_null(table[name], 0).to_numpy()[mine])
+        for name in ("error", "dropped"):
+            columns[name].append(pc.is_valid(table[name]).to_numpy()[mine])
+    joined = {name: np.concatenate(values) for name, values in columns.items()}
+    order = np.lexsort((joined["piece"], joined["index"], joined["file"]))
+    joined = {name: values[order] for name, values in joined.items()}
+    return Rows(
+        **{name: joined[name] for name in ("part", "row", "piece", "record", "content", "group", "given")},
+        failed=joined["error"],
+        dropped=joined["dropped"],
+        numbers={name: joined[name] for name in NUMBERS},
+    )
+
+
+def stale_parts(parts: Sequence[Part], opt_out: OptOut) -> list[Part]:
+    """Parts that hold a record which has opted out since, or lack one that is no longer on the list."""
+    stale = []
+    for part in parts:
+        dropped = part.column_table(["dropped"])["dropped"]
+        out = pc.fill_null(pc.equal(dropped, "opt-out"), False).to_numpy()
+        if not opt_out.entries and not out.any():
+            continue
+        table = part.column_table(["record", "content", "origin"])
+        listed = [
+            opt_out.has(f"{record:016x}", None, origin)
+            or (content is not None and opt_out.has(f"{content:016x}", None, origin))
+            for record, content, origin in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+        ]
+        if (np.array(listed, bool) != out).any():
+            stale.append(part)
+    return stale
+
+
+@dataclass
+class Selection:
+    """What is kept: `side` uint8 `[N]` (a place in SPLITS, or NO_SIDE), `cluster` int64 `[N]` (the smallest row of each
+    row's cluster of duplicates), and why the others are not: `exact`, `near`, `leaked` bool `[N]`."""
+
+    rows: Rows
+    side: np.ndarray
+    cluster: np.ndarray
+    exact: np.ndarray
+    near: np.ndarray
+    leaked: np.ndarray
+    leakage: Leakage
+    pairs: np.ndarray
+    notes: list[str] = field(default_factory=list)
+
+    def chosen(self, split: str) -> np.ndarray:
+        """The rows of a split, int64, in the corpus's order."""
+        return np.flatnonzero(self.side == SPLITS.index(split))
+
+
+def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: object) -> Selection:
+    """Decide on every row. `pairs` int64 `[P, 2]`: near duplicates among the rows.
+
+    Raises: CorpusError when a given split is parted by duplicates and `data.split.leakage` is `refuse`.
+    """
+    alive = rows.alive
+    same = _same_content(rows, alive)
+    linked = np.concatenate([pairs, np.stack([same, np.arange(len(rows))], axis=1)[same != np.arange(len(rows))]])
+    clusters = cluster(len(rows), linked)
+    if data.split.kind == "position":
+        side = np.where(alive, rows.given, NO_SIDE).astype(np.uint8)
+        leakage = Leakage()
+    else:
+        side = np.full(len(rows), NO_SIDE, np.uint8)
+        side[alive], leakage = assign(
+            rows.record[alive],
+            _renumbered(clusters, alive),
+            rows.group[alive],
+            rows.given[alive],
+            data.split,
+            origin_of,
+        )
+    leaked = alive & (side == NO_SIDE)
+    exact = near = np.zeros(len(rows), bool)
+    if data.duplicates.exact == "drop":
+        exact = _not_first(same, side)
+        side[exact] = NO_SIDE
+    if data.duplicates.near == "drop":
+        near = _not_first(clusters, side)
+        side[near] = NO_SIDE
+    return Selection(rows, side, clusters, exact, near, leaked, leakage, pairs)
+
+
+def _same_content(rows: Rows, alive: np.ndarray) -> np.ndarray:
+    """For each row the first alive one of the same content, int64 `[N]`; others are alone."""
+    first = np.arange(len(rows))
+    where = np.flatnonzero(alive)
+    _, at, back = np.unique(rows.content[where], return_index=True, return_inverse=True)
+    first[where] = where[at][back]
+    return first
+
+
+def _not_first(groups: np.ndarray, side: np.ndarray) -> np.ndarray:
+    """Rows that have a side and are not the first of their group on it."""
+    later = np.zeros(len(groups), bool)
+    where = np.flatnonzero(side != NO_SIDE)
+    keys = groups[where] * (NO_SIDE + 1) + side[where]
+    _, at = np.unique(keys, return_index=True)
+    later[where] = True
+    later[where[at]] = False
+    return later
+
+
+def _renumbered(clusters: np.ndarray, alive: np.ndarray) -> np.ndarray:
+    """Cluster labels of the alive rows, as places among them."""
+    place = np.cumsum(alive) - 1
+    return place[clusters[alive]]
