@@ -96,7 +96,8 @@ def test_lines_are_records_or_the_file_is_one(tmp_path: Path) -> None:
 def test_a_wrong_encoding_is_an_error_of_its_line_alone(tmp_path: Path) -> None:
     path = tmp_path / "old.txt"
     path.write_bytes("plain\ncaf\xe9\nplain too".encode("latin-1"))
-    errors = [record["error"] for record in records_of(corpus_of("text", kind="lines", path=str(path)))]
+    named = corpus_of("text", kind="lines", path=str(path), encoding="utf-8")
+    errors = [record["error"] for record in records_of(named)]
     assert errors == [None, "not utf-8: byte 0xe9 at character 3; set data.source.encoding", None]
     right = corpus_of("text", kind="lines", path=str(path), encoding="latin-1")
     assert [record["payload"] for record in records_of(right)] == ["plain", "caf\xe9", "plain too"]

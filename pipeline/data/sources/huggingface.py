@@ -1,0 +1,194 @@
+"""Hugging Face datasets: a folder that `save_to_disk` wrote, or a dataset by its name. Needs the extra `huggingface`.
+
+Pictures and sound are handed on as the encoded bytes that they are stored as; `datasets` decodes none.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from pipeline.data.layout import Modality
+from pipeline.data.records import Corpus, Known, Record, SourceFile, Unit, make_record, wrong_modality
+from pipeline.data.sources.fields import SPLITS, row_record
+from pipeline.data.sources.paths import PathCorpus
+from pipeline.errors import CorpusError
+from pipeline.spec import HuggingFaceSource
+
+ROWS_PER_UNIT = 5000
+DEFAULT_SPLIT = ""
+
+
+def open_huggingface(source: HuggingFaceSource, modality: Modality) -> Corpus:
+    """The saved dataset at `source.path`, or, where there is no such folder, the one of that name on the hub.
+
+    Raises: CorpusError when `datasets` is not installed, or there is no such dataset.
+    """
+    saved = Path(source.path).expanduser().exists() or "://" in source.path
+    return SavedCorpus(source, modality) if saved else HubCorpus(source, modality)
+
+
+class _RowsCorpus(Corpus):
+    """What saved and named datasets share: rows of splits, a unit a range of them."""
+
+    source: HuggingFaceSource
+
+    def _load(self) -> dict[str, Any]:
+        """Datasets by split, in the corpus's order."""
+        raise NotImplementedError
+
+    def _files_of(self, split: str) -> list[SourceFile]:
+        raise NotImplementedError
+
+    def _check_unchanged(self, unit: Unit) -> None:
+        """Raises: CorpusError when a file of the unit was changed."""
+
+    def _splits(self) -> dict[str, Any]:
+        """The datasets with what is encoded left so. Raises: CorpusError when one is not of the modality."""
+        datasets = _import_datasets()
+        splits = {}
+        for split, dataset in self._load().items():
+            names = dataset.column_names
+            for key in ("column", "label_field", "group_field", "split_field"):
+                column = getattr(self.source, key)
+                if column is not None and column not in names:
+                    raise CorpusError(
+                        f"{self.source.path}: there is no column {column!r} (data.source.{key}); it has "
+                        f"{', '.join(names)}"
+                    )
+            feature = dataset.features[self.source.column]
+            if _modality_of(feature, datasets) not in (self.modality, None):
+                wrong_modality(f"{self.source.path}: column {self.source.column!r} is {feature}", self.modality)
+            if isinstance(feature, datasets.Image | datasets.Audio):
+                dataset = dataset.cast_column(self.source.column, type(feature)(decode=False))
+            splits[split] = dataset
+        return splits
+
+    def _units(self, known: Known) -> Iterable[Unit]:
+        first = 0
+        for split, dataset in self._splits().items():
+            files, rows = self._files_of(split), len(dataset)
+            for start in range(0, rows, ROWS_PER_UNIT):
+                stop = min(rows, start + ROWS_PER_UNIT)
+                yield {
+                    "kind": self.source.kind,
+                    "files": [[file.name, file.digest] for file in files],
+                    "guard": [[file.size, file.modified_ns] for file in files],
+                    "bytes": sum(file.size for file in files) * (stop - start) // rows,
+                    "split": split,
+                    "start": start,
+                    "stop": stop,
+                    "index": first + start,
+                    "count": stop - start,
+                }
+            first += rows
+
+    def _items(self, unit: Unit) -> Iterator[Any]:
+        self._check_unchanged(unit)
+        dataset = self._splits()[unit["split"]]
+        classes = getattr(dataset.features.get(self.source.label_field), "names", None)
+        for place in range(unit["stop"] - unit["start"]):
+            row = dict(dataset[unit["start"] + place])
+            label = row.get(str(self.source.label_field))
+            if classes and isinstance(label, int):
+                row[str(self.source.label_field)] = classes[label] if 0 <= label < len(classes) else None
+            yield unit["split"], unit["start"] + place, unit["index"] + place, row
+        self._check_unchanged(unit)
+
+    def _record(self, item: Any) -> Record:
+        split, number, index, row = item
+        name = PurePosixPath(self.source.path).name
+        origin = f"{name}#{split}:{number}" if split != DEFAULT_SPLIT else f"{name}:{number}"
+        payload = row[self.source.column]
+        if isinstance(payload, dict):
+            path = payload.get("path")
+            payload = payload.get("bytes")
+            if payload is None and path and Path(path).is_file():
+                payload = Path(path).read_bytes()
+        if payload is None:
+            error = f"column {self.source.column!r} is null"
+            return make_record(origin, b"", error=error, name=name, index=index)
+        record = row_record(self.source, row, payload, origin, name, index)
+        if record["split"] is None:
+            record["split"] = SPLITS.get(split)
+        return record
+
+
+class SavedCorpus(_RowsCorpus, PathCorpus):
+    """A folder that `save_to_disk` wrote, of one dataset or of one with splits."""
+
+    def __init__(self, source: HuggingFaceSource, modality: Modality) -> None:
+        super().__init__(source, modality)
+        if not self.location.is_local:
+            raise CorpusError(f"{self.location.shown}: a saved dataset is read from a folder; copy it to one")
+        self._splits()
+
+    def _list_names(self) -> list[str]:
+        return self.location.names()
+
+    def _load(self) -> dict[str, Any]:
+        datasets = _import_datasets()
+        try:
+            loaded = datasets.load_from_disk(self.location.root)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CorpusError(f"{self.location.shown}: cannot be read as a saved dataset: {error}") from None
+        return dict(loaded) if isinstance(loaded, datasets.DatasetDict) else {DEFAULT_SPLIT: loaded}
+
+    def _files_of(self, split: str) -> list[SourceFile]:
+        prefix = f"{split}/" if split != DEFAULT_SPLIT else ""
+        return [file for file in self.files() if file.name.startswith(prefix)]
+
+    def _check_unchanged(self, unit: Unit) -> None:
+        for number in range(len(unit["files"])):
+            self.check_unchanged(unit, number)
+
+
+class HubCorpus(_RowsCorpus):
+    """A dataset by its name, which `datasets` fetches into its own cache; its digest is of `datasets`' fingerprint."""
+
+    def __init__(self, source: HuggingFaceSource, modality: Modality) -> None:
+        super().__init__(source, modality)
+        self._splits()
+
+    def _load(self) -> dict[str, Any]:
+        datasets = _import_datasets()
+        try:
+            loaded = datasets.load_dataset(self.source.path, self.source.config, revision=self.source.revision)
+        except Exception as error:  # the hub's client raises errors of many libraries
+            raise CorpusError(
+                f"data.source.path {self.source.path!r}: there is no such folder, and no dataset of that name can be "
+                f"loaded: {error}"
+            ) from None
+        return dict(loaded)
+
+    def _scan(self) -> list[SourceFile]:
+        return [
+            SourceFile(split, dataset.dataset_size or 0, hashlib.sha256(dataset._fingerprint.encode()).hexdigest())
+            for split, dataset in self._load().items()
+        ]
+
+    def _files_of(self, split: str) -> list[SourceFile]:
+        return [file for file in self.files() if file.name == split]
+
+
+def _modality_of(feature: Any, datasets: Any) -> Modality | None:
+    """The modality of a column; None where bytes may be of any but text."""
+    if isinstance(feature, datasets.Image):
+        return "image"
+    if isinstance(feature, datasets.Audio):
+        return "audio"
+    return "text" if getattr(feature, "dtype", "") in ("string", "large_string") else None
+
+
+def _import_datasets() -> Any:
+    try:
+        import datasets
+    except ImportError:
+        raise CorpusError(
+            "data.source.kind 'huggingface' needs the package datasets, which is not installed: "
+            "pip install 'atelier[huggingface]', on every node"
+        ) from None
+    datasets.disable_progress_bars()
+    return datasets
