@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import tarfile
 from collections import Counter
@@ -14,23 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter
 
-from pipeline.data.corpus import open_corpus
-from pipeline.data.records import Corpus, Record, Selection
+from pipeline.data.records import Selection
 from pipeline.errors import CorpusError
-from pipeline.spec import AnySource
-
-SOURCES: TypeAdapter[Any] = TypeAdapter(AnySource)
-
-
-def corpus_of(modality: Any, **source: Any) -> Corpus:
-    return open_corpus(SOURCES.validate_python(source), modality)
-
-
-def records_of(corpus: Corpus, limit: int | None = None) -> list[Record]:
-    units = json.loads(json.dumps(corpus.units(limit)))
-    return [record for unit in units for record in corpus.read(unit)]
+from tests.data.corpora import corpus_of, records_of
 
 
 @pytest.fixture

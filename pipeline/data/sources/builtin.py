@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from pipeline.data.builtin import BUILTINS
+from pipeline.data.builtin import BUILTINS, Builtin
 from pipeline.data.layout import Modality
 from pipeline.data.records import Corpus, Known, Record, SourceFile, Unit, make_record, wrong_modality
 from pipeline.spec import BuiltinSource
@@ -17,9 +17,12 @@ class BuiltinCorpus(Corpus):
 
     def __init__(self, source: BuiltinSource, modality: Modality) -> None:
         super().__init__(source, modality)
-        self.builtin = BUILTINS[source.name]
         if self.builtin.modality != modality:
             wrong_modality(f"the builtin corpus {source.name!r} is {self.builtin.modality}", modality)
+
+    @property
+    def builtin(self) -> Builtin:
+        return BUILTINS[self.source.name]
 
     @property
     def licence(self) -> str:

@@ -26,8 +26,14 @@ def open_huggingface(source: HuggingFaceSource, modality: Modality) -> Corpus:
 
     Raises: CorpusError when `datasets` is not installed, or there is no such dataset.
     """
-    saved = Path(source.path).expanduser().exists() or "://" in source.path
-    return SavedCorpus(source, modality) if saved else HubCorpus(source, modality)
+    return HubCorpus(source, modality) if is_on_hub(source) else SavedCorpus(source, modality)
+
+
+def is_on_hub(source: Any) -> bool:
+    """Whether a source of any kind is a dataset's name rather than a path."""
+    if not isinstance(source, HuggingFaceSource):
+        return False
+    return "://" not in source.path and not Path(source.path).expanduser().exists()
 
 
 class _RowsCorpus(Corpus):
