@@ -71,7 +71,7 @@ def make_record(
         "rate": rate,
         "error": error,
         "group": group,
-        "facts": facts or {},
+        "facts": dict(facts or {}),
         "name": origin if name is None else name,
         "index": index,
     }
@@ -141,7 +141,7 @@ class Corpus(ABC):
 
     @abstractmethod
     def _units(self, known: Known) -> Iterable[Unit]:
-        """Units in order; those of several whole files leave out what is `known`."""
+        """Units in order; those of whole files leave out what is `known`."""
 
     @abstractmethod
     def _items(self, unit: Unit) -> Iterator[Any]:
@@ -166,9 +166,10 @@ class Corpus(ABC):
     def units(self, limit: int | None = None, known: Known = frozenset()) -> list[Unit]:
         """Work items that together hold all records, or `limit` of them evenly spaced over the corpus.
 
-        A unit of several whole files is made of files that are not `known`, so that a corpus that grew gives units of
-        what is new; units of a single file (ranges of bytes or rows, row groups) depend on it alone, and are the same
-        ones again. Where a limit parts files, what is known does not matter: positions are those of the whole.
+        A unit of whole files is made of files that are not `known`, so that a corpus that grew gives units of what is
+        new; units of a part of a file (a range of bytes or rows, row groups) or of a tar depend on it alone, and are
+        the same ones again. Where a limit selects within files, what is known does not matter: it counts positions in
+        the whole corpus.
         """
         units = list(self._units(frozenset() if limit is not None else known))
         if limit is None:

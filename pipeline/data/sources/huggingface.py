@@ -18,6 +18,7 @@ from pipeline.errors import CorpusError
 from pipeline.spec import HuggingFaceSource
 
 ROWS_PER_UNIT = 5000
+ROWS_PER_BATCH = 64
 DEFAULT_SPLIT = ""
 
 
@@ -52,11 +53,11 @@ class _RowsCorpus(Corpus):
         """Raises: CorpusError when a file of the unit was changed."""
 
     def _splits(self) -> dict[str, Any]:
-        """The datasets with what is encoded left so. Raises: CorpusError when one is not of the modality."""
+        """The columns that are asked for, encoded as they are. Raises: CorpusError when one is of another modality."""
         datasets = _import_datasets()
         splits = {}
         for split, dataset in self._load().items():
-            names = dataset.column_names
+            names, wanted = dataset.column_names, set[str]()
             for key in ("column", "label_field", "group_field", "split_field"):
                 column = getattr(self.source, key)
                 if column is not None and column not in names:
@@ -64,9 +65,11 @@ class _RowsCorpus(Corpus):
                         f"{self.source.path}: there is no column {column!r} (data.source.{key}); it has "
                         f"{', '.join(names)}"
                     )
+                wanted |= {column} if column is not None else set()
             feature = dataset.features[self.source.column]
-            if _modality_of(feature, datasets) not in (self.modality, None):
+            if self.modality not in _modalities_of(feature, datasets):
                 wrong_modality(f"{self.source.path}: column {self.source.column!r} is {feature}", self.modality)
+            dataset = dataset.select_columns(sorted(wanted))
             if isinstance(feature, datasets.Image | datasets.Audio):
                 dataset = dataset.cast_column(self.source.column, type(feature)(decode=False))
             splits[split] = dataset
@@ -95,8 +98,7 @@ class _RowsCorpus(Corpus):
         self._check_unchanged(unit)
         dataset = self._splits()[unit["split"]]
         classes = getattr(dataset.features.get(self.source.label_field), "names", None)
-        for place in range(unit["stop"] - unit["start"]):
-            row = dict(dataset[unit["start"] + place])
+        for place, row in enumerate(_rows(dataset, unit["start"], unit["stop"])):
             label = row.get(str(self.source.label_field))
             if classes and isinstance(label, int):
                 row[str(self.source.label_field)] = classes[label] if 0 <= label < len(classes) else None
@@ -132,7 +134,8 @@ class SavedCorpus(_RowsCorpus, PathCorpus):
         self._splits()
 
     def _list_names(self) -> list[str]:
-        return self.location.names()
+        # `datasets` leaves the results of other programs' `map` in the folder.
+        return [name for name in self.location.names() if not PurePosixPath(name).name.startswith("cache-")]
 
     def _load(self) -> dict[str, Any]:
         datasets = _import_datasets()
@@ -179,13 +182,24 @@ class HubCorpus(_RowsCorpus):
         return [file for file in self.files() if file.name == split]
 
 
-def _modality_of(feature: Any, datasets: Any) -> Modality | None:
-    """The modality of a column; None where bytes may be of any but text."""
+def _rows(dataset: Any, start: int, stop: int) -> Iterator[dict[str, Any]]:
+    for first in range(start, stop, ROWS_PER_BATCH):
+        columns = dataset[first : min(stop, first + ROWS_PER_BATCH)]
+        yield from (dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True))
+
+
+def _modalities_of(feature: Any, datasets: Any) -> tuple[Modality, ...]:
+    """What a column may hold; bare bytes may be pictures or sound."""
     if isinstance(feature, datasets.Image):
-        return "image"
+        return ("image",)
     if isinstance(feature, datasets.Audio):
-        return "audio"
-    return "text" if getattr(feature, "dtype", "") in ("string", "large_string") else None
+        return ("audio",)
+    if isinstance(feature, dict):
+        feature = feature.get("bytes")
+    dtype = getattr(feature, "dtype", "")
+    if dtype in ("string", "large_string"):
+        return ("text",)
+    return ("image", "audio") if dtype in ("binary", "large_binary") else ()
 
 
 def _import_datasets() -> Any:

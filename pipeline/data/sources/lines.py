@@ -55,18 +55,17 @@ class LinesCorpus(NamedCorpus, WholeFilesCorpus, RangesCorpus):
         for place, (name, _) in enumerate(unit["files"]):
             with self.part(unit, place, twice=self.source.encoding == AUTO) as (file, first):
                 encoding = unit.get("encoding") or self.encoding_of(file)
-                facts = {"encoding": encoding}
+                told = {"name": name, "facts": {"encoding": encoding}, **self.told_by(name)}
                 lines = enumerate(_lines(file, encoding, first == 1), start=first)
                 for number, text in _paragraphs(lines) if self.source.record == "paragraph" else lines:
-                    yield name, number, text, facts
+                    yield number, text, told
 
     def _record(self, item: Any) -> Record:
         if self.files_are_records:
             return self._whole_record(*item)
-        name, number, text, facts = item
-        place: dict[str, Any] = {"name": name, "index": number, "facts": facts, **self.told_by(name)}
-        wrong = undecoded(text, facts["encoding"])
-        return make_record(f"{name}:{number}", "" if wrong else text, error=wrong, **place)
+        number, text, told = item
+        wrong = undecoded(text, told["facts"]["encoding"])
+        return make_record(f"{told['name']}:{number}", "" if wrong else text, error=wrong, index=number, **told)
 
     def _whole_record(self, name: str, data: bytes, error: str | None) -> Record:
         if error is None and is_packed(name):

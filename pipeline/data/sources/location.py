@@ -37,7 +37,7 @@ class Location:
     def __init__(self, path: str) -> None:
         """Raises: CorpusError when there is nothing at `path`, or its filesystem does not answer."""
         self.store = _open(path)
-        self.root = self.store.root
+        self.root = self.store.root.rstrip("/") or "/"
         self.shown = _without_options(path) if not self.is_local else self.root
         kind = self._info(self.root).type
         if kind == pafs.FileType.NotFound:
@@ -55,10 +55,8 @@ class Location:
 
     def names(self) -> list[str]:
         """All files, sorted, but hidden ones. Raises: CorpusError when a folder cannot be listed."""
-        if self.is_file:
-            return [Path(self.root).name]
         try:
-            names = _walk(self.root) if self.is_local else self._list_remote()
+            names = [Path(self.root).name] if self.is_file else self._list()
         except (OSError, pa.ArrowException) as error:
             raise CorpusError(f"{self.shown}: cannot be listed: {error}") from None
         for name in names:
@@ -67,7 +65,7 @@ class Location:
         return sorted(names)
 
     def path_of(self, name: str) -> str:
-        return self.root if self.is_file else self.store.path(name)
+        return self.root if self.is_file else f"{self.root.rstrip('/')}/{name}"
 
     def shown_path(self, name: str) -> str:
         return self.shown if self.is_file else f"{self.shown.rstrip('/')}/{name}"
@@ -107,7 +105,9 @@ class Location:
         except (OSError, pa.ArrowException) as error:
             raise CorpusError(f"data.source.path {self.shown!r}: cannot be looked at: {error}") from None
 
-    def _list_remote(self) -> list[str]:
+    def _list(self) -> list[str]:
+        if self.is_local:
+            return _walk(self.root)
         found = self.store.filesystem.get_file_info(pafs.FileSelector(self.root, recursive=True))
         for info in found:
             name = info.path.removeprefix(self.root.rstrip("/") + "/")

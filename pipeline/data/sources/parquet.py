@@ -67,7 +67,9 @@ class ParquetCorpus(PathCorpus):
     @contextmanager
     def _file(self, name: str) -> Iterator[pq.ParquetFile]:
         try:
-            with pq.ParquetFile(self.location.path_of(name), filesystem=self.location.store.filesystem) as file:
+            path, filesystem = self.location.path_of(name), self.location.store.filesystem
+            # Behind a URI, a row group's columns are asked for together.
+            with pq.ParquetFile(path, filesystem=filesystem, pre_buffer=not self.location.is_local) as file:
                 yield file
         except (pa.ArrowException, OSError) as error:
             raise CorpusError(f"{self.location.shown_path(name)}: cannot be read as Parquet: {error}") from None

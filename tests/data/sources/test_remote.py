@@ -60,7 +60,7 @@ def as_npz() -> bytes:
 
 FRENCH = "les garçons fermés\n".encode("cp1252")
 CORPORA: dict[str, tuple[str, dict[str, bytes], dict[str, Any]]] = {
-    "files": ("text", {f"{n % 3}/a b {n}.txt": f"text {n}".encode() for n in range(30)}, {"label_from": "folder"}),
+    "files": ("text", {f"{n % 3}/a b {n}.txt": f"text {n}".encode() for n in range(6)}, {"label_from": "folder"}),
     "lines": ("text", {"a.txt": b"one\ntwo\n" * 50 + FRENCH, "b.txt.gz": gzip.compress(FRENCH)}, {}),
     "jsonl": ("text", {"a.jsonl": b'{"text": "a"}\n' * 9, "b.jsonl.gz": gzip.compress(b'{"text": "b"}\n')}, {}),
     "csv": ("text", {"a.csv": b"text\n" + FRENCH}, {}),
