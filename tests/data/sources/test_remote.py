@@ -22,9 +22,6 @@ from tests.data.corpora import corpus_of, records_of
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     server_module = pytest.importorskip("moto.server", reason="moto's S3 server is not installed")
-    patch = pytest.MonkeyPatch()
-    patch.setenv("AWS_ACCESS_KEY_ID", "test")
-    patch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     server = server_module.ThreadedMotoServer(port=0, verbose=False)
     server.start()
     host, port = server.get_host_and_port()
@@ -32,7 +29,6 @@ def bucket() -> Iterator[str]:
     open_store(f"s3://corpora-test/?{options}").filesystem.create_dir("corpora-test")
     yield f"s3://corpora-test/PATH?{options}"
     server.stop()
-    patch.undo()
 
 
 def packed_tar(files: dict[str, bytes]) -> bytes:
@@ -118,3 +114,9 @@ def test_what_is_not_on_s3_is_one_clear_error(bucket: str) -> None:
         corpus_of("text", kind="lines", path=bucket.replace("PATH", "nothing/here"))
     with pytest.raises(CorpusError, match=r"data\.source\.path: .*nowhere://"):
         corpus_of("text", kind="lines", path="nowhere://at/all")
+
+
+def test_a_packed_file_is_stored_on_s3_as_it_is(bucket: str) -> None:
+    store = open_store(bucket.replace("PATH", "packed"))
+    store.write_bytes(gzip.compress(b"text"), "a.gz")
+    assert gzip.decompress(store.read_bytes("a.gz")) == b"text"
