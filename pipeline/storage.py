@@ -94,7 +94,7 @@ class Store:
         target = self.path(*parts)
         with self._explained("write", *parts):
             if not self.is_local:
-                with self.filesystem.open_output_stream(target) as stream:
+                with self.filesystem.open_output_stream(target, compression=None) as stream:  # not by the name
                     stream.write(data)
                 return
             self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pydoc_data.topics import topics
 
 import numpy as np
-from scipy.signal import lfilter
 
 from pipeline.data.layout import Modality
 
@@ -62,6 +61,8 @@ def _plucked() -> Iterator[Item]:
     linear interpolation. Variants differ in the burst of noise, its brightness, where and how hard the string is
     plucked, and how long it rings.
     """
+    from scipy.signal import lfilter  # takes 1 s or more, which nobody else should wait for
+
     for semitone, pitch in enumerate(PITCHES):
         random = np.random.default_rng([1983, semitone])
         delay = PLUCKED_RATE_HZ / (PLUCKED_LOWEST_HZ * 2 ** (semitone / 12)) - 0.5

@@ -1,32 +1,30 @@
-"""Records: what a corpus gives, and what all kinds of corpora share; none of them decodes anything.
+"""Records: what a corpus gives, and what all kinds of corpora share; none of them decodes pictures or sound.
 
-Used by `corpus`, on the driver (fingerprint, units) and in Ray Data's workers (reading).
+The driver fingerprints a corpus and cuts it into units (JSON-able work items); Ray Data's workers read units.
 """
 
 from __future__ import annotations
 
-import bz2
-import difflib
-import gzip
 import hashlib
-import lzma
-import os
-import zlib
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, BinaryIO, ClassVar, NoReturn, TypedDict, cast
+from typing import Any, NoReturn, TypedDict
 
 import numpy as np
 
 from pipeline.data.layout import Modality
 from pipeline.errors import CorpusError
 
-CUT_SHORT = (OSError, EOFError, lzma.LZMAError, zlib.error)
-"""What the standard library raises on a compressed file that is damaged or cut short."""
-
 Unit = dict[str, Any]
+"""A work item: `files` ([name, digest] of all that it depends on), `bytes` (the size of its part of the source, about),
+`count` (records, where that is known without reading), `guard` ([size, mtime in ns] of each file), and keys of its
+kind."""
+
+NOT_IDENTITY = frozenset({"bytes", "count", "guard"})
+
+Known = Collection[tuple[str, str]]
+"""(name, digest) of files that were read already."""
 
 
 class Record(TypedDict):
@@ -34,7 +32,9 @@ class Record(TypedDict):
 
     `id`: 16 hexadecimal digits of the sha256 of the content; `origin`: the path inside the corpus, with `#member`
     or `:line`; `payload`: a file's bytes, a text, or an array (uint8 pictures `[H, W]` or `[H, W, C]`, float32 sound
-    `[T]` at `rate` hertz); `split`: where the source says so; `error`: why there is no payload.
+    `[T]` at `rate` hertz); `split` (`train`, `validation` or `test`) and `group`: where the source says so; `error`:
+    why there is no payload; `facts`: what was found out in reading, such as the `encoding`. Sorted by `name` (of the
+    source's file) and `index` (in it), records are in the corpus's order.
     """
 
     id: str
@@ -44,6 +44,10 @@ class Record(TypedDict):
     split: str | None
     rate: int | None
     error: str | None
+    group: str | None
+    facts: dict[str, Any]
+    name: str
+    index: int
 
 
 def make_record(
@@ -53,6 +57,10 @@ def make_record(
     split: str | None = None,
     rate: int | None = None,
     error: str | None = None,
+    group: str | None = None,
+    facts: dict[str, Any] | None = None,
+    name: str | None = None,
+    index: int = 0,
 ) -> Record:
     return {
         "id": content_id(payload),
@@ -62,6 +70,10 @@ def make_record(
         "split": split,
         "rate": rate,
         "error": error,
+        "group": group,
+        "facts": dict(facts or {}),
+        "name": origin if name is None else name,
+        "index": index,
     }
 
 
@@ -72,6 +84,22 @@ def content_id(payload: bytes | str | np.ndarray) -> str:
     elif isinstance(payload, np.ndarray):
         payload = payload.tobytes()
     return hashlib.sha256(payload).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file of a corpus as the fingerprint saw it.
+
+    `digest`: the sha256 of its content or, behind a URI, of its size, time and ETag, so that nothing is downloaded
+    only to be hashed. `marks`: (byte, line number) of the places where a big file may be cut, from (0, 1) to its end.
+    """
+
+    name: str
+    size: int
+    digest: str
+    encoding: str | None = None
+    marks: tuple[tuple[int, int], ...] = ()
+    modified_ns: int = 0
 
 
 @dataclass(frozen=True)
@@ -89,26 +117,31 @@ class Selection:
 class Corpus(ABC):
     """A source of records of one modality.
 
-    Subclasses list `_units`, yield the `_items` of a unit lazily and turn one into a `_record`. Every method raises
-    CorpusError when the corpus is missing, empty, damaged or of another kind.
+    Subclasses `_scan` their files, list `_units`, yield the `_items` of a unit lazily and turn one into a `_record`.
+    Every method raises CorpusError when the corpus is missing, empty, damaged, changing or of another kind.
     """
 
     single_document: bool = False
 
     def __init__(self, source: Any, modality: Modality) -> None:
         self.source, self.modality = source, modality
+        self._files: list[SourceFile] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the files: a worker needs only what its unit says of them."""
+        return {**self.__dict__, "_files": None}
 
     @property
     def licence(self) -> str:
         return self.source.licence or "not stated"
 
     @abstractmethod
-    def fingerprint(self) -> str:
-        """The sha256 over the corpus's relative names, sizes and contents."""
+    def _scan(self) -> list[SourceFile]:
+        """The corpus's files as they are now."""
 
     @abstractmethod
-    def _units(self) -> Iterable[Unit]:
-        """Units in order, with the `count` of their records where that is known without reading them."""
+    def _units(self, known: Known) -> Iterable[Unit]:
+        """Units in order; those of whole files leave out what is `known`."""
 
     @abstractmethod
     def _items(self, unit: Unit) -> Iterator[Any]:
@@ -117,15 +150,34 @@ class Corpus(ABC):
     @abstractmethod
     def _record(self, item: Any) -> Record: ...
 
-    def units(self, limit: int | None = None) -> list[Unit]:
-        """Work items that together hold all records, or `limit` of them evenly spaced over the corpus."""
-        units = list(self._units())
+    def files(self) -> list[SourceFile]:
+        """The corpus's files, sorted by name; looked at once, when first asked for."""
+        if self._files is None:
+            self._files = sorted(self._scan(), key=lambda file: file.name)
+        return self._files
+
+    def fingerprint(self) -> str:
+        """The sha256 over the names and digests of the corpus's files."""
+        digest = hashlib.sha256()
+        for file in self.files():
+            digest.update(f"{file.name}\0{file.digest}\n".encode())
+        return digest.hexdigest()
+
+    def units(self, limit: int | None = None, known: Known = frozenset()) -> list[Unit]:
+        """Work items that together hold all records, or `limit` of them evenly spaced over the corpus.
+
+        A unit of whole files is made of files that are not `known`, so that a corpus that grew gives units of what is
+        new; units of a part of a file (a range of bytes or rows, row groups) or of a tar depend on it alone, and are
+        the same ones again. Where a limit selects within files, what is known does not matter: it counts positions in
+        the whole corpus.
+        """
+        units = list(self._units(frozenset() if limit is not None else known))
         if limit is None:
             return units
         counts = [unit["count"] if "count" in unit else sum(1 for _ in self._items(unit)) for unit in units]
         total = sum(counts)
         if limit >= total:
-            return units
+            return list(self._units(known))
         firsts = np.cumsum([0, *counts[:-1]]).tolist()
         return [
             {**unit, "selected": {"first": first, "limit": limit, "total": total}}
@@ -133,7 +185,10 @@ class Corpus(ABC):
         ]
 
     def read(self, unit: Unit) -> Iterator[Record]:
-        """The records of a unit, in order. A record that cannot be had carries its `error`."""
+        """The records of a unit, in order. A record that cannot be had carries its `error`.
+
+        Raises: CorpusError, while reading, when a file of the unit is no longer what the fingerprint saw.
+        """
         selected = unit.get("selected")
         if selected is None:
             yield from map(self._record, self._items(unit))
@@ -144,85 +199,14 @@ class Corpus(ABC):
                 yield self._record(item)
 
 
-class PathCorpus(Corpus):
-    """A corpus at a path: one file, or a folder of files with one of `suffixes`."""
-
-    suffixes: ClassVar[tuple[str, ...]] = ()
-    modalities: ClassVar[tuple[Modality, ...]] = ()
-
-    def __init__(self, source: Any, modality: Modality) -> None:
-        super().__init__(source, modality)
-        self.root = Path(source.path).expanduser().absolute()
-        if not self.root.exists():
-            raise CorpusError(f"data.source.path {source.path!r}: there is no such file or folder{_nearby(self.root)}")
-        if self.modalities and modality not in self.modalities:
-            wrong_modality(f"data.source.kind {source.kind!r} holds {' or '.join(self.modalities)}", modality)
-
-    def names(self) -> list[str]:
-        """Files of the corpus, relative to its folder, sorted; a single file under its own name."""
-        if self.root.is_file():
-            return [self.root.name]
-        names = [name for name in walk_names(self.root) if name.lower().endswith(self.suffixes)]
-        if not names:
-            raise CorpusError(f"{self.root}: no file in this folder ends with {', '.join(self.suffixes)}")
-        return names
-
-    def path_of(self, name: str) -> Path:
-        return self.root if self.root.is_file() else self.root / name
-
-    def fingerprint(self) -> str:
-        digest = hashlib.sha256()
-        for name in self.names():
-            path = self.path_of(name)
-            try:
-                with open(path, "rb") as file:
-                    content = hashlib.file_digest(file, "sha256").hexdigest()
-                digest.update(f"{name}\0{path.stat().st_size}\0{content}\n".encode(errors="surrogateescape"))
-            except OSError as error:
-                raise CorpusError(f"{path}: cannot be read: {error}") from None
-        return digest.hexdigest()
-
-
-class open_unpacked:
-    """A file opened for reading bytes, unpacked by its suffix; damage becomes a CorpusError, also while reading."""
-
-    openers: ClassVar[dict[str, Callable[..., Any]]] = {
-        **dict.fromkeys((".gz", ".tgz"), gzip.open),
-        **dict.fromkeys((".xz", ".txz"), lzma.open),
-        **dict.fromkeys((".bz2", ".tbz2"), bz2.open),
-    }
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-
-    def __enter__(self) -> BinaryIO:
-        try:
-            self.file = cast(BinaryIO, self.openers.get(self.path.suffix.lower(), open)(self.path, "rb"))
-        except OSError as error:
-            raise CorpusError(f"{self.path}: cannot be read: {error}") from None
-        return self.file
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        self.file.close()
-        if isinstance(error, CUT_SHORT):
-            raise CorpusError(f"{self.path}: damaged or cut short ({error}); fetch it again") from None
-
-
-def walk_names(root: Path) -> list[str]:
-    """All files below `root`, relative, with forward slashes, sorted."""
-    paths = (Path(folder, file) for folder, _, files in os.walk(root) for file in files)
-    return sorted(name for path in paths if not is_hidden(name := path.relative_to(root).as_posix()))
-
-
-def is_hidden(name: str) -> bool:
-    return any(part.startswith(".") or part == "__MACOSX" for part in name.split("/"))
-
-
-def _nearby(path: Path) -> str:
-    names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-    close = difflib.get_close_matches(path.name, names, n=1, cutoff=0.5)
-    return f"; did you mean {path.parent / close[0]}?" if close else ""
+def unit_identity(unit: Unit) -> dict[str, Any]:
+    """What a unit's records follow from, with the source's spec: all its keys but `bytes`, `count` and `guard`."""
+    return {key: value for key, value in unit.items() if key not in NOT_IDENTITY}
 
 
 def wrong_modality(what: str, modality: Modality) -> NoReturn:
     raise CorpusError(f"{what}, and data.codec is for {modality}; change data.codec.kind or data.source")
+
+
+def changed(name: str) -> CorpusError:
+    return CorpusError(f"changed while it was being prepared: {name}; run it again")

@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from pipeline.data.sources.huggingface import is_on_hub
 from pipeline.errors import AtelierError, ClusterError
 from pipeline.operations import checks, probe
 from pipeline.operations.checks import Check, NodeGroup, Place
@@ -55,8 +56,7 @@ def doctor_job(spec: RunSpec | None = None, progress: Progress = silent, address
 
 def _examine(spec: RunSpec | None, progress: Progress) -> list[Check]:
     storage = spec.storage if spec else "storage"
-    source = getattr(spec.data.source, "path", None) if spec else None
-    source = None if source is None else str(Path(source).expanduser().absolute())
+    source = source_path(spec) if spec else None
     with contextlib.suppress(AtelierError):  # a mistake in it is what the storage check tells
         storage = open_store(storage).uri
 
@@ -79,7 +79,8 @@ def _examine(spec: RunSpec | None, progress: Progress) -> list[Check]:
     found = [checks.check_versions(places), checks.check_storage(storage, places), mlflow]
     if spec is not None:
         found.append(checks.check_resources(bundle_of(spec), _workers(spec), places, nodes.groups()))
-        found.append(checks.check_source(source, _source_error(spec), places))
+        shown = getattr(spec.data.source, "path", None) if source is None else checks.without_password(source)
+        found.append(checks.check_source(shown, _source_error(spec), places))
     return [*found, checks.check_disks(places), checks.check_shared_memory(places)]
 
 
@@ -92,6 +93,14 @@ def bundle_of(spec: RunSpec) -> dict[str, float]:
 
 def _workers(spec: RunSpec) -> int:
     return max(1, spec.training.num_workers)
+
+
+def source_path(spec: RunSpec) -> str | None:
+    """What every node has to see of the corpus; None for one that is made or fetched where it is read."""
+    path: str | None = getattr(spec.data.source, "path", None)
+    if path is None or is_on_hub(spec.data.source):
+        return None
+    return path if "://" in path else str(Path(path).expanduser().absolute())
 
 
 def _source_error(spec: RunSpec) -> str | None:

@@ -21,11 +21,6 @@ def look(session_folder: str, source: str | None) -> dict[str, Any]:
         shm_total = shutil.disk_usage("/dev/shm").total if os.path.isdir("/dev/shm") else 0
     except OSError as error:
         return {"silent": f"its disks cannot be read: {error}"}
-    source_error = None
-    if source is not None and not os.path.exists(source):
-        source_error = f"{source}: there is no such file or folder"
-    elif source is not None and not os.access(source, os.R_OK):
-        source_error = f"{source}: no permission to read it"
     return {
         "host": os.uname().nodename,
         "versions": installed(),
@@ -34,8 +29,27 @@ def look(session_folder: str, source: str | None) -> dict[str, Any]:
         "disk_total": disk.total,
         "disk_free": disk.free,
         "shm_total": shm_total,
-        "source_error": source_error,
+        "source_error": None if source is None else unseen(source),
     }
+
+
+def unseen(source: str) -> str | None:
+    """Why a corpus's path or URI is not seen from here; None when it is."""
+    import os
+
+    if "://" in source:
+        shown = source.partition("?")[0].rpartition("@")[2]
+        try:
+            from pyarrow import fs
+
+            filesystem, path = fs.FileSystem.from_uri(source)
+            found = filesystem.get_file_info(path).type != fs.FileType.NotFound
+        except Exception as error:  # whatever a filesystem raises is what the user has to see
+            return f"{shown}: {error}"
+        return None if found else f"{shown}: there is no such file or folder"
+    if not os.path.exists(source):
+        return f"{source}: there is no such file or folder"
+    return None if os.access(source, os.R_OK) else f"{source}: no permission to read it"
 
 
 def installed() -> dict[str, str]:

@@ -147,9 +147,11 @@ def _settle_model(request: Request) -> None:
 
 def _settled_keys(spec: RunSpec, request: Request) -> list[str]:
     """Overrides that make the paths of a spec absolute. Raises: SubmissionError when one carries a secret."""
+    from pipeline.data.sources.huggingface import is_on_hub
+
     keys = {
         "storage": spec.storage,
-        "data.source.path": getattr(spec.data.source, "path", None),
+        "data.source.path": None if is_on_hub(spec.data.source) else getattr(spec.data.source, "path", None),
         "training.warm_start": spec.training.warm_start,
     }
     settled = {key: _absolute(value) for key, value in keys.items() if value is not None}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import lzma
 import tarfile
 from collections import Counter
@@ -14,23 +13,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from pydantic import TypeAdapter
 
-from pipeline.data.corpus import open_corpus
-from pipeline.data.records import Corpus, Record, Selection
+from pipeline.data.records import Selection
 from pipeline.errors import CorpusError
-from pipeline.spec import AnySource
-
-SOURCES: TypeAdapter[Any] = TypeAdapter(AnySource)
-
-
-def corpus_of(modality: Any, **source: Any) -> Corpus:
-    return open_corpus(SOURCES.validate_python(source), modality)
-
-
-def records_of(corpus: Corpus, limit: int | None = None) -> list[Record]:
-    units = json.loads(json.dumps(corpus.units(limit)))
-    return [record for unit in units for record in corpus.read(unit)]
+from tests.data.corpora import corpus_of, records_of
 
 
 @pytest.fixture
@@ -96,7 +82,8 @@ def test_lines_are_records_or_the_file_is_one(tmp_path: Path) -> None:
 def test_a_wrong_encoding_is_an_error_of_its_line_alone(tmp_path: Path) -> None:
     path = tmp_path / "old.txt"
     path.write_bytes("plain\ncaf\xe9\nplain too".encode("latin-1"))
-    errors = [record["error"] for record in records_of(corpus_of("text", kind="lines", path=str(path)))]
+    named = corpus_of("text", kind="lines", path=str(path), encoding="utf-8")
+    errors = [record["error"] for record in records_of(named)]
     assert errors == [None, "not utf-8: byte 0xe9 at character 3; set data.source.encoding", None]
     right = corpus_of("text", kind="lines", path=str(path), encoding="latin-1")
     assert [record["payload"] for record in records_of(right)] == ["plain", "caf\xe9", "plain too"]

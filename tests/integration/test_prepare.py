@@ -181,7 +181,7 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(
         spec = spec_of({"kind": "files", "path": str(folder)}, {"kind": "waveform"})
     elif case == "encoding":
         (folder / "a.txt").write_bytes(b"caf\xe9\n" * 200)
-        spec = spec_of(text, {"kind": "characters"})
+        spec = spec_of({**text, "encoding": "utf-8"}, {"kind": "characters"})
     elif case == "too_short":
         (folder / "a.txt").write_text("a\nb\nc\n")
         spec = spec_of(text, {"kind": "bytes", "length": 1000}, split={"test": 0, "validation": 0})

@@ -245,6 +245,14 @@ def test_the_probe_sees_this_machine(tmp_path: Path) -> None:
     assert probe.look(str(tmp_path), str(tmp_path))["source_error"] is None
 
 
+def test_the_probe_sees_what_lies_behind_a_uri(tmp_path: Path) -> None:
+    assert probe.unseen(f"file://{tmp_path}") is None
+    assert (
+        probe.unseen(f"file://{tmp_path}/gone?key=secret") == f"file://{tmp_path}/gone: there is no such file or folder"
+    )
+    assert "nowhere://" in str(probe.unseen("nowhere://at/all"))
+
+
 def test_a_changed_source_file_is_another_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import pipeline
 

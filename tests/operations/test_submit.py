@@ -78,6 +78,14 @@ def test_absolute_paths_and_addresses_are_sent_as_they_are(here: Path) -> None:
     assert request.notes == []
 
 
+@pytest.mark.parametrize("path", ["a-dataset-of-the-hub", "s3://bucket/dataset"])
+def test_a_dataset_s_name_is_no_path(path: str, here: Path) -> None:
+    _conf(here / "mine.yaml", storage="/storage")
+    source = ["--set", "data.source.kind=huggingface", "--set", f"data.source.path={path}"]
+    request, words = checked("train", "mine.yaml", *source)
+    assert f"--set=data.source.path={path}" in words and request.notes == []
+
+
 def test_remote_storage_without_a_server_is_warned_about(here: Path) -> None:
     _conf(here / "mine.yaml")
     request, _ = checked("train", "mine.yaml", "--set", "storage=s3://bucket/runs")
