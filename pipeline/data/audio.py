@@ -8,15 +8,18 @@ needs it.
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import soundfile
-import soxr
 
+from pipeline.data.decoded import MAX_BYTES, Decoded
 from pipeline.data.layout import Layout, Modality
+from pipeline.data.sound_reading import read_sound
+from pipeline.data.sound_shaping import bring_to_loudness, check_loudness_rate, cut_segments, trim_silence
 from pipeline.errors import CodecError
 from pipeline.spec import LogMelCodecSpec, MuLawCodecSpec, SoundCodecSpec, WaveformCodecSpec
 
@@ -28,7 +31,7 @@ LOG_FLOOR = float(np.log(1e-5))
 """The natural logarithm of the smallest mel magnitude told from silence (-100 dB)."""
 
 
-class SoundCodec:
+class SoundCodec(ABC):
     """What the sound codecs share: reading, mono, the sample rate, the length, and WAV."""
 
     modality: ClassVar[Modality] = "audio"
@@ -37,6 +40,8 @@ class SoundCodec:
 
     def __init__(self, spec: SoundCodecSpec) -> None:
         self.spec = spec
+        if spec.loudness_lufs is not None:
+            check_loudness_rate(spec.sample_rate_hz)
 
     def fit(self, raws: Iterable[np.ndarray]) -> None:
         """Sound has nothing to learn: the scales are fixed."""
@@ -50,25 +55,45 @@ class SoundCodec:
     def restore(self, state: dict[str, Any]) -> None:
         """All there is to know is in the spec."""
 
-    def decode_payload(self, payload: bytes | np.ndarray, rate: int | None = None) -> np.ndarray:
-        """A sound file's bytes, or floats `[T]` at `rate` hertz, as mono float32 `[any]` at the codec's rate.
+    def open(self, payload: bytes | np.ndarray, rate: int | None = None, max_bytes: int = MAX_BYTES) -> Decoded:
+        """A sound file's bytes, or floats `[T]` at `rate` hertz, as mono float32 `[any]` at the codec's rate: as much of
+        it as `shape` needs.
 
-        Raises: CodecError when the file is damaged or no sound, or holds values that are not finite.
+        Raises: CodecError when the sound is larger than `max_bytes`, damaged or none, or holds values that are not
+        finite.
         """
-        if isinstance(payload, np.ndarray):
-            samples = payload.astype(np.float32)
-        else:
-            try:
-                samples, rate = soundfile.read(io.BytesIO(payload), dtype="float32", always_2d=True)
-            except (soundfile.SoundFileError, OSError, ValueError, TypeError) as error:
-                reason = str(error).split(": ", 1)[-1]
-                raise CodecError(f"not a readable sound ({len(payload):,} bytes): {reason}") from None
-            samples = samples.mean(axis=1)
-        if not np.isfinite(samples).all():
-            raise CodecError(f"{int((~np.isfinite(samples)).sum()):,} of {len(samples):,} samples are not finite")
-        if rate is not None and rate != self.spec.sample_rate_hz and len(samples):
-            samples = soxr.resample(samples, rate, self.spec.sample_rate_hz)
-        return np.ascontiguousarray(samples, np.float32)
+        return read_sound(payload, rate, self.spec.sample_rate_hz, max_bytes, self._num_needed)
+
+    @property
+    def _num_needed(self) -> int | None:
+        """How many samples of a clip `shape` looks at; None for all."""
+        spec = self.spec
+        whole = spec.segments == "all" or spec.trim_silence_dbfs is not None or spec.loudness_lufs is not None
+        return None if whole else spec.num_samples
+
+    def shape(self, raw: np.ndarray, key: str = "") -> list[np.ndarray]:
+        """Mono float32 `[any]` as pieces `[at most num_samples]`: silence trimmed, loudness set, cut, as the spec says.
+        Nothing is left of a sound that is silent from end to end where silence is trimmed."""
+        spec = self.spec
+        if spec.trim_silence_dbfs is not None:
+            raw = trim_silence(raw, spec.sample_rate_hz, spec.trim_silence_dbfs)
+        if spec.loudness_lufs is not None:
+            raw = bring_to_loudness(raw, spec.sample_rate_hz, spec.loudness_lufs)
+        pieces = cut_segments(raw, spec.num_samples)
+        return pieces[:1] if spec.segments == "first" else pieces
+
+    def decode_payload(self, payload: bytes | np.ndarray, rate: int | None = None) -> np.ndarray:
+        """The first piece `[at most num_samples]`, `[0]` when nothing is left. Raises: CodecError when it cannot be
+        read."""
+        raw: np.ndarray = self.open(payload, rate).raw
+        return next(iter(self.shape(raw)), raw[:0])
+
+    @abstractmethod
+    def encode(self, raw: np.ndarray) -> np.ndarray: ...
+
+    def encode_batch(self, raws: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What `encode` gives of each sound."""
+        return [self.encode(raw) for raw in raws]
 
     def _fitted(self, raw: np.ndarray) -> np.ndarray:
         """`raw` `[any]` cut, or padded with silence, to `num_samples`, within [-1, 1]."""
