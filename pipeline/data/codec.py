@@ -12,10 +12,11 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.data.audio import LogMelCodec, MuLawCodec, WaveformCodec
+from pipeline.data.audio import MuLawCodec, WaveformCodec
 from pipeline.data.decoded import MAX_BYTES, Decoded
 from pipeline.data.image import ImageCodec, RasterCodec
 from pipeline.data.layout import Layout, Modality
+from pipeline.data.log_mel import LogMelCodec
 from pipeline.data.subwords import BpeCodec, UnigramCodec
 from pipeline.data.text import BytesCodec, CharactersCodec, TextCodec
 from pipeline.errors import CodecError
@@ -36,7 +37,8 @@ class Codec(Protocol):
     def spec(self) -> Any: ...
 
     def fit(self, raws: Iterable[Any]) -> None:
-        """Learn from the training split, read once and not kept. Raises: CodecError when nothing can be learned from it."""
+        """Learn from the training split, which is read once and not kept. Raises: CodecError when there is nothing to
+        learn from."""
 
     def open(self, payload: Any, rate: int | None = None, max_bytes: int = MAX_BYTES) -> Decoded:
         """A record's payload as raw, not yet of the codec's size, and the facts of its file.

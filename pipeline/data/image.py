@@ -30,7 +30,7 @@ class PictureCodec(ABC):
     def __init__(self, spec: PictureCodecSpec) -> None:
         self.spec = spec
 
-    def fit(self, raws: Iterable[np.ndarray]) -> None:
+    def fit(self, raws: Iterable[np.ndarray]) -> None:  # noqa: B027
         """Pictures have nothing to learn."""
 
     def count_unknown(self, raw: np.ndarray) -> int:
@@ -39,7 +39,7 @@ class PictureCodec(ABC):
     def state(self) -> dict[str, Any]:
         return {"spec": self.spec.model_dump(mode="json")}
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: dict[str, Any]) -> None:  # noqa: B027
         """All there is to know is in the spec."""
 
     @property
@@ -98,9 +98,7 @@ class PictureCodec(ABC):
         return sink.getvalue()
 
 
-def _covering_box(
-    extent: tuple[int, int] | tuple[int, ...], size: tuple[int, int], place: float
-) -> tuple[float, float, float, float]:
+def _covering_box(extent: tuple[int, ...], size: tuple[int, int], place: float) -> tuple[float, float, float, float]:
     """The largest part of a picture of `extent` (height, width) with the aspect of `size`, as (left, top, right,
     bottom); `place` in [0, 1] is where it lies along the side that is too long, 0.5 in the middle."""
     scale = min(extent[0] / size[0], extent[1] / size[1])

@@ -23,7 +23,7 @@ BACKGROUND = "white"
 # What Pillow's decoders raise on damaged files.
 _DAMAGED = (
     *(OSError, ValueError, SyntaxError, EOFError, IndexError, KeyError, TypeError, OverflowError, MemoryError),
-    *(struct.error, zlib.error, Image.DecompressionBombError, Image.DecompressionBombWarning),
+    *(struct.error, zlib.error),
 )
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -44,8 +44,9 @@ def read_picture(
 ) -> Decoded:
     """A picture file's bytes, or an array `[H, W]` or `[H, W, any]`, as uint8 `[H, W, channels]` and its facts.
 
-    Where only `needed` (height, width) pixels are, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 that is at
-    least twice as large on both sides.
+    Where only `needed` (height, width) pixels are, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size
+    that is at least twice as large on both sides: resized to `needed`, it then differs from the whole by half a level
+    on average and by 3 at most (photographs with added noise; 1.7 and 9 at once the size).
 
     Raises: CodecError when the picture decodes to more than `max_bytes` (found out before it is decoded), is damaged,
     or no picture.
@@ -55,6 +56,10 @@ def read_picture(
     try:
         with Image.open(io.BytesIO(payload), formats=FORMATS) as picture:
             return _read(picture, channels, max_bytes, needed)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise CodecError(
+            f"the picture is too large for Pillow, whatever data.max_record_megabytes says: {error}"
+        ) from None
     except _DAMAGED as error:
         reason = str(error).replace("<_io.BytesIO object at", "<file at")
         reason = "no known picture format" if "cannot identify" in reason else reason or type(error).__name__
@@ -139,6 +144,8 @@ def _in_channels(picture: Image.Image, channels: int) -> Image.Image:
     elif picture.has_transparency_data:
         ground = Image.new("RGBA", picture.size, BACKGROUND)
         picture = Image.alpha_composite(ground, picture.convert("RGBA"))
+    elif picture.mode == "LAB":  # Pillow knows no way from it to grey
+        picture = picture.convert("RGB")
     return picture if picture.mode == mode else picture.convert(mode)
 
 

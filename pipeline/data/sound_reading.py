@@ -16,7 +16,7 @@ from pipeline.errors import CodecError
 
 MARGIN_SAMPLES = 2000
 """What is read beyond the wanted beginning of a file, in samples of the lower of the two rates: soxr's filter reaches
-about 100 to either side, and its output settles to 1e-6 well before this."""
+a few hundred to either side."""
 LENGTH_UNKNOWN = 2**62
 """libsndfile tells more frames than this where a header does not say how many there are."""
 
@@ -28,11 +28,12 @@ def read_sound(
     max_bytes: int,
     num_needed: int | None = None,
 ) -> Decoded:
-    """A sound file's bytes, or floats (or integers of full scale) `[T]` or `[T, channels]` at `rate_hz`, as mono float32
-    `[any]` at `wanted_rate_hz`, and its facts.
+    """A sound file's bytes, or floats (or integers of full scale) `[T]` or `[T, channels]` at `rate_hz`, as mono
+    float32 `[any]` at `wanted_rate_hz`, and its facts.
 
-    Where only the first `num_needed` samples are, no more than them is read: they differ by less than 1e-6 from those
-    of the whole. Without `rate_hz` an array is taken to have the wanted rate.
+    Where only the first `num_needed` samples are, no more of a file is read than they take; they are those of the whole
+    file (the same bits between all nine pairs of rates tried, 1 to 192 kHz). Without `rate_hz` an array is taken to have
+    the wanted rate.
 
     Raises: CodecError when the sound decodes to more than `max_bytes` (found out before it is decoded where the
     file says how long it is), is damaged or none, or holds values that are not finite.
@@ -83,6 +84,7 @@ def _of_file(
     except (soundfile.SoundFileError, OSError, ValueError, TypeError, MemoryError) as error:
         reason = str(error).split(": ", 1)[-1]
         raise CodecError(f"not a readable sound ({len(payload):,} bytes): {reason}") from None
+    _check_whole(payload)
     check_size(samples.nbytes, max_bytes, f"a sound of more than {most / rate_hz:,.1f} s")
     known = promised < LENGTH_UNKNOWN
     if known and len(samples) < frames and format != "MP3":  # an MP3's length is an estimate
@@ -94,3 +96,15 @@ def _of_file(
         "format": format,
     }
     return samples.mean(axis=1) if channels > 1 else samples[:, 0], facts
+
+
+def _check_whole(payload: bytes) -> None:
+    """Raises: CodecError where a WAV's or AIFF's header promises more bytes than there are; libsndfile plays the rest.
+
+    What was written to a pipe promises 2 GiB or more. Off by the header's own 8 bytes is a common mistake.
+    """
+    order = {b"RIFF": "little", b"FORM": "big"}.get(payload[:4])
+    if order is not None:
+        promised = int.from_bytes(payload[4:8], order)  # type: ignore[arg-type]
+        if len(payload) < promised < 0x7FFF0000:
+            raise CodecError(f"the sound is cut short: {len(payload):,} of {promised + 8:,} bytes")

@@ -97,7 +97,7 @@ class BpeCodec(SubwordCodec):
 
 class UnigramCodec(SubwordCodec):
     """A byte-level unigram language model of subwords (Kudo 2018): every text is representable, and is cut into its
-    likeliest pieces."""
+    likeliest pieces. The vocabulary is smaller than asked where the texts have no more pieces that pay."""
 
     decimals: ClassVar[int] = 6
     """Scores (natural logarithms) are rounded to these: the order in which threads add leaves noise of 1e-13."""

@@ -275,17 +275,11 @@ class CharactersCodec(TextCodec):
     def count(self, raws: Iterable[str]) -> Counter[str]:
         """How often each character is in texts, special tokens left out. Counts of parts add up to that of the whole,
         so that parts may be counted in parallel."""
-        counts = np.zeros(0x110000, np.int64)
-        waiting: list[str] = []
-        size = 0
-        for part in self.between_specials(raws):
-            waiting.append(part)
-            size += len(part)
-            if size >= CHARACTERS_COUNTED_AT_ONCE:
-                counts += np.bincount(_code_points("".join(waiting)), minlength=len(counts))
-                waiting, size = [], 0
-        counts += np.bincount(_code_points("".join(waiting)), minlength=len(counts))
-        return Counter({chr(point): int(counts[point]) for point in np.flatnonzero(counts)})
+        counts: Counter[str] = Counter()
+        for texts in _chunks(self.between_specials(raws)):
+            found = np.bincount(_code_points(texts))
+            counts.update({chr(point): int(found[point]) for point in np.flatnonzero(found)})
+        return counts
 
     def fit_counts(self, counts: Counter[str]) -> None:
         """Take the characters that `counts` has `min_count` times. Raises: CodecError when there is none."""
@@ -322,3 +316,16 @@ class CharactersCodec(TextCodec):
 
 def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
+
+
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """`texts` joined to strings of about `CHARACTERS_COUNTED_AT_ONCE`."""
+    waiting: list[str] = []
+    size = 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text)
+        if size >= CHARACTERS_COUNTED_AT_ONCE:
+            yield "".join(waiting)
+            waiting, size = [], 0
+    yield "".join(waiting)
