@@ -44,9 +44,9 @@ def read_picture(
 ) -> Decoded:
     """A picture file's bytes, or an array `[H, W]` or `[H, W, any]`, as uint8 `[H, W, channels]` and its facts.
 
-    Where only `needed` (height, width) pixels are, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its size
-    that is at least twice as large on both sides: resized to `needed`, it then differs from the whole by half a level
-    on average and by 3 at most (photographs with added noise; 1.7 and 9 at once the size).
+    Where only `needed` (height, width) pixels are, a JPEG is decoded at the smallest of 1/1, 1/2, 1/4 and 1/8 of its
+    size that is at least twice as large on both sides: resized to `needed`, it then differs from the whole by half a
+    level on average and by 3 at most (photographs with added noise; 1.7 and 9 at once the size).
 
     Raises: CodecError when the picture decodes to more than `max_bytes` (found out before it is decoded), is damaged,
     or no picture.

@@ -31,9 +31,9 @@ def read_sound(
     """A sound file's bytes, or floats (or integers of full scale) `[T]` or `[T, channels]` at `rate_hz`, as mono
     float32 `[any]` at `wanted_rate_hz`, and its facts.
 
-    Where only the first `num_needed` samples are, no more of a file is read than they take; they are those of the whole
-    file (the same bits between all nine pairs of rates tried, 1 to 192 kHz). Without `rate_hz` an array is taken to have
-    the wanted rate.
+    Where only the first `num_needed` samples are, no more of a file is read than they take; they are those of the
+    whole file (the same bits between all nine pairs of rates tried, 1 to 192 kHz). Without `rate_hz` an array is taken
+    to have the wanted rate.
 
     Raises: CodecError when the sound decodes to more than `max_bytes` (found out before it is decoded where the
     file says how long it is), is damaged or none, or holds values that are not finite.

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import SHARED_DATA
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tiny_codecs import codec_of, sound_file, tone
@@ -16,6 +15,7 @@ from tiny_codecs import codec_of, sound_file, tone
 from pipeline.data.log_mel import LOG_FLOOR, LogMelCodec
 from pipeline.data.sound_shaping import cut_segments, loudness_lufs, trim_silence
 from pipeline.errors import CodecError
+from tests.conftest import SHARED_DATA
 
 # --- reading ------------------------------------------------------------------------------------------------------
 
