@@ -6,16 +6,19 @@ decodes. A codec's fitted state is JSON and travels in the manifest, the checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
-from pipeline.data.audio import LogMelCodec, MuLawCodec, WaveformCodec
+from pipeline.data.audio import MuLawCodec, WaveformCodec
+from pipeline.data.decoded import MAX_BYTES, Decoded
 from pipeline.data.image import ImageCodec, RasterCodec
 from pipeline.data.layout import Layout, Modality
-from pipeline.data.text import BpeCodec, BytesCodec, CharactersCodec, TextCodec
+from pipeline.data.log_mel import LogMelCodec
+from pipeline.data.subwords import BpeCodec, UnigramCodec
+from pipeline.data.text import BytesCodec, CharactersCodec, TextCodec
 from pipeline.errors import CodecError
 from pipeline.spec import AnyCodecSpec
 
@@ -34,13 +37,30 @@ class Codec(Protocol):
     def spec(self) -> Any: ...
 
     def fit(self, raws: Iterable[Any]) -> None:
-        """Learn from the training split. Raises: CodecError when nothing can be learned from it."""
+        """Learn from the training split, which is read once and not kept. Raises: CodecError when there is nothing to
+        learn from."""
+
+    def open(self, payload: Any, rate: int | None = None, max_bytes: int = MAX_BYTES) -> Decoded:
+        """A record's payload as raw, not yet of the codec's size, and the facts of its file.
+
+        Raises: CodecError with the reason when it cannot be decoded, or decodes to more than `max_bytes`.
+        """
+
+    def shape(self, raw: Any, key: str = "") -> list[Any]:
+        """The pieces, each an example, that `raw` makes: a text as it is, a picture of the codec's size, segments of a
+        sound (none when nothing but silence is left). `key`, the record's identifier, decides what is left to chance.
+
+        Raises: CodecError on a text that no UTF-8 can hold.
+        """
 
     def decode_payload(self, payload: Any, rate: int | None = None) -> Any:
-        """A record's payload as raw. Raises: CodecError with the reason when it cannot be decoded."""
+        """The first piece of what `open` gives. Raises: CodecError with the reason when it cannot be decoded."""
 
     def encode(self, raw: Any) -> np.ndarray:
         """One example in the stored type: the layout's shape, or `[any]` for text in windows."""
+
+    def encode_batch(self, raws: Sequence[Any]) -> list[np.ndarray]:
+        """What `encode` gives of each; for texts 15 to 50 times as fast."""
 
     def decode(self, example: np.ndarray) -> Any:
         """Raw from one example in the model's representation (a network's integers or floats)."""
@@ -65,6 +85,7 @@ CODECS: dict[str, Callable[[Any], Codec]] = {
     "bytes": BytesCodec,
     "characters": CharactersCodec,
     "bpe": BpeCodec,
+    "unigram": UnigramCodec,
     "image": ImageCodec,
     "raster": RasterCodec,
     "waveform": WaveformCodec,

@@ -1,33 +1,37 @@
-"""Text codecs: bytes, characters and byte-pair encoding, as a stream of windows or as padded documents.
+"""Text codecs: bytes and characters, and what all text codecs share: special tokens, packing and the way back.
 
-Plain Python; fitted by the driver on the training texts, applied by Ray Data's workers. Identifiers are the
-symbols first, then the special tokens, so that a symbol's identifier never depends on the packing.
+Plain Python and NumPy; fitted by the driver on the training texts, applied by Ray Data's workers. Identifiers are
+the symbols first, then the spec's special tokens, then begin, end and padding, so that a symbol's identifier never
+depends on the packing.
 """
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
 import numpy as np
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+from pipeline.data.decoded import MAX_BYTES, Decoded, check_size
 from pipeline.data.layout import Layout, Modality
 from pipeline.errors import CodecError
-from pipeline.spec import BpeCodecSpec, BytesCodecSpec, CharactersCodecSpec, TextCodecSpec
+from pipeline.spec import BytesCodecSpec, CharactersCodecSpec, TextCodecSpec
 
 UNKNOWN = "\N{REPLACEMENT CHARACTER}"
+CHARACTERS_COUNTED_AT_ONCE = 2**20
 
 
 class TextCodec(ABC):
     """What the text codecs share: special tokens, packing, and the way back.
 
-    In `windows` a document is its symbols and an end token; a corpus of one document has no end token
-    (`separate_documents` is False), so that nats per character are exact. In `documents` it is begin, symbols,
-    end and padding; one that is cut has no end token.
+    A special token is one identifier wherever its string occurs in a text (of several at one place, the longest),
+    whatever the symbols are. In `windows` a document is its tokens and an end token; a corpus of one document has
+    no end token (`separate_documents` is False), so that nats per character are exact. In `documents` it is begin,
+    tokens, end and padding; one that is cut has no end token.
     """
 
     modality: ClassVar[Modality] = "text"
@@ -37,6 +41,9 @@ class TextCodec(ABC):
     def __init__(self, spec: TextCodecSpec) -> None:
         self.spec = spec
         self.separate_documents = True
+        # The longest first: an alternation takes the first that fits.
+        longest_first = sorted(spec.special_tokens, key=len, reverse=True)
+        self._special_pattern = re.compile(f"({'|'.join(map(re.escape, longest_first))})") if longest_first else None
 
     @property
     @abstractmethod
@@ -44,8 +51,9 @@ class TextCodec(ABC):
         """Identifiers below this are symbols."""
 
     @abstractmethod
-    def symbols(self, text: str) -> np.ndarray:
-        """The identifiers of `text`, int64 `[any]`, without special tokens."""
+    def symbols(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """The identifiers of all `texts`, one after the other, integers `[any]`, and how many each has, int64 `[N]`.
+        Special tokens are not looked for."""
 
     @abstractmethod
     def text_of(self, symbols: np.ndarray) -> str:
@@ -53,65 +61,155 @@ class TextCodec(ABC):
 
     @abstractmethod
     def fit(self, raws: Iterable[str]) -> None:
-        """Learn the symbols from training texts."""
+        """Learn the symbols from training texts, which are read once and not kept."""
 
     def count_unknown(self, raw: str) -> int:
         return 0
 
-    @property
-    def _specials(self) -> dict[str, int]:
-        names = ["begin", "end", "pad"] if self.spec.packing == "documents" else ["end"] * self.separate_documents
-        return {name: self.num_symbols + i for i, name in enumerate(names)}
+    # --- special tokens -------------------------------------------------------------------------------------------
 
-    def decode_payload(self, payload: str | bytes, rate: int | None = None) -> str:
-        """Raises: CodecError when a file is not UTF-8."""
+    @property
+    def special_identifiers(self) -> dict[str, int]:
+        """The identifiers of the spec's special tokens, in its order."""
+        return {token: self.num_symbols + i for i, token in enumerate(self.spec.special_tokens)}
+
+    @property
+    def packing_identifiers(self) -> dict[str, int]:
+        """The identifiers of `begin`, `end` and `pad`, as far as the packing has them."""
+        names = ["begin", "end", "pad"] if self.spec.packing == "documents" else ["end"] * self.separate_documents
+        first = self.num_symbols + len(self.spec.special_tokens)
+        return {name: first + i for i, name in enumerate(names)}
+
+    @property
+    def vocabulary(self) -> int:
+        return self.num_symbols + len(self.spec.special_tokens) + len(self.packing_identifiers)
+
+    def between_specials(self, raws: Iterable[str]) -> Iterator[str]:
+        """The parts of texts that are no special tokens: what there is to learn symbols from."""
+        if self._special_pattern is None:
+            return iter(raws)
+        return (part for raw in raws for part in self._special_pattern.split(raw)[::2] if part)
+
+    # --- there ----------------------------------------------------------------------------------------------------
+
+    def open(self, payload: str | bytes, rate: int | None = None, max_bytes: int = MAX_BYTES) -> Decoded:
+        """A text, or a file's UTF-8 (with or without a byte-order mark), as a string.
+
+        Raises: CodecError when it is larger than `max_bytes`, or a file is not UTF-8.
+        """
         if isinstance(payload, str):
-            return payload
+            if 4 * len(payload) > max_bytes:  # as UTF-8 it may be too large
+                check_size(len(payload.encode("utf-8", errors="surrogatepass")), max_bytes, "the text")
+            return Decoded(payload)
+        check_size(len(payload), max_bytes, "the text")
         try:
-            return bytes(payload).decode("utf-8-sig")
+            return Decoded(bytes(payload).decode("utf-8-sig"))
         except UnicodeDecodeError as error:
             raise CodecError(f"not UTF-8 text: byte 0x{payload[error.start]:02x} at {error.start}") from None
 
+    def shape(self, raw: str, key: str = "") -> list[str]:
+        """The text itself. Raises: CodecError when it has half a surrogate pair in it, which no UTF-8 can hold."""
+        try:
+            raw.encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise CodecError(
+                f"the text has half a surrogate pair, U+{ord(raw[error.start]):04X}, at {error.start}; "
+                "data.cleaning.text.remove_control takes such characters out"
+            ) from None
+        return [raw]
+
+    def decode_payload(self, payload: str | bytes, rate: int | None = None) -> str:
+        """Raises: CodecError when a file is not UTF-8."""
+        return self.shape(self.open(payload, rate).raw)[0]
+
     def encode(self, raw: str) -> np.ndarray:
         """Identifiers of one document: `[length]` in documents, `[any]` in windows."""
-        symbols, specials, length = self.symbols(raw), self._specials, self.spec.length
-        dtype = self.layout().stored_dtype
+        return self.encode_batch([raw])[0]
+
+    def encode_batch(self, raws: Sequence[str]) -> list[np.ndarray]:
+        """What `encode` gives of each text, in a fraction of the time."""
+        if not raws:
+            return []
+        pieces, followers, num_pieces = self._pieces(raws)
+        symbols, lengths = self.symbols(pieces)
+        follows = followers >= 0
+        # Each follower stands behind its piece; np.insert keeps the order of several at one place.
+        tokens = np.insert(symbols.astype(self._stored_dtype), np.cumsum(lengths)[follows], followers[follows])
+        firsts = np.cumsum(num_pieces) - num_pieces
+        sizes = np.add.reduceat(lengths + follows, firsts)
+        ends = np.cumsum(sizes)
         if self.spec.packing == "windows":
-            end = [specials["end"]] if self.separate_documents else []
-            return np.concatenate([symbols, end]).astype(dtype)
-        example = np.full(length, specials["pad"], dtype)
-        example[0] = specials["begin"]
-        kept = symbols[: length - 1]
-        example[1 : 1 + len(kept)] = kept
-        if len(kept) + 1 < length:
-            example[len(kept) + 1] = specials["end"]
-        return example
+            return [tokens[start:end] for start, end in zip(ends - sizes, ends, strict=True)]
+        return list(self._padded(tokens, ends - sizes, sizes))
+
+    def _pieces(self, raws: Sequence[str]) -> tuple[Sequence[str], np.ndarray, np.ndarray]:
+        """Texts cut at their special tokens: pieces, the identifier that follows each (or -1), and how many pieces
+        each text has."""
+        end = self.packing_identifiers["end"] if self.spec.packing == "windows" and self.separate_documents else -1
+        if self._special_pattern is None:
+            return raws, np.full(len(raws), end), np.ones(len(raws), np.int64)
+        identifiers = self.special_identifiers
+        pieces: list[str] = []
+        followers: list[int] = []
+        num_pieces: list[int] = []
+        for raw in raws:
+            parts = self._special_pattern.split(raw)
+            pieces += parts[::2]
+            followers += [*(identifiers[token] for token in parts[1::2]), end]
+            num_pieces.append(len(parts) // 2 + 1)
+        return pieces, np.array(followers), np.array(num_pieces)
+
+    def _padded(self, tokens: np.ndarray, starts: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+        """Documents `[N, length]` of `sizes` tokens each, beginning at `starts`: begin, tokens, end, padding."""
+        identifiers, length = self.packing_identifiers, self.spec.length
+        examples = np.full((len(sizes), length), identifiers["pad"], tokens.dtype)
+        examples[:, 0] = identifiers["begin"]
+        kept = np.minimum(sizes, length - 1)
+        within = np.arange(length - 1) < kept[:, None]
+        places = starts[:, None] + np.arange(length - 1)
+        examples[:, 1:][within] = tokens[places[within]]
+        whole = np.flatnonzero(sizes < length - 1)
+        examples[whole, sizes[whole] + 1] = identifiers["end"]
+        return examples
+
+    # --- and back -------------------------------------------------------------------------------------------------
 
     def decode(self, example: np.ndarray) -> str:
         """Text of integers `[T]`: a document up to its end token; in windows, documents parted by a line's end."""
         tokens = np.asarray(example).astype(np.int64).reshape(-1)
-        end = self._specials.get("end")
-        ends = np.flatnonzero(tokens == end) if end is not None else np.zeros(0, np.int64)
+        end = self.packing_identifiers.get("end", -1)
+        ends = np.flatnonzero(tokens == end)
         if self.spec.packing == "documents":
-            tokens = tokens[: ends[0]] if len(ends) else tokens
-            return self.text_of(tokens[tokens < self.num_symbols])
-        pieces = np.split(tokens, ends)
-        return "\n".join(self.text_of(piece[piece < self.num_symbols]) for piece in pieces)
+            return self._text_with_specials(tokens[: ends[0]] if len(ends) else tokens)
+        return "\n".join(self._text_with_specials(document) for document in np.split(tokens, ends))
+
+    def _text_with_specials(self, tokens: np.ndarray) -> str:
+        """The text of tokens `[any]`, in which begin, end and padding are nothing."""
+        first, specials = self.num_symbols, self.spec.special_tokens
+        tokens = tokens[tokens < first + len(specials)]
+        pieces = np.split(tokens, np.flatnonzero(tokens >= first)) if specials else [tokens]
+        text = self.text_of(pieces[0])
+        for piece in pieces[1:]:
+            text += specials[piece[0] - first] + self.text_of(piece[1:])
+        return text
+
+    @property
+    def _stored_dtype(self) -> str:
+        return "uint8" if self.vocabulary <= 2**8 else "uint16" if self.vocabulary <= 2**16 else "int32"
 
     def layout(self, labels: tuple[str, ...] = ()) -> Layout:
-        specials = self._specials
-        vocabulary = self.num_symbols + len(specials)
+        identifiers = self.packing_identifiers
         return Layout(
             modality="text",
             view="tokens",
             shape=(self.spec.length,),
-            stored_dtype="uint8" if vocabulary <= 2**8 else "uint16" if vocabulary <= 2**16 else "int32",
+            stored_dtype=self._stored_dtype,
             likelihood="categorical",
-            vocabulary=vocabulary,
+            vocabulary=self.vocabulary,
             continuous=self.spec.packing == "windows",
-            begin_token=specials.get("begin"),
-            end_token=specials.get("end"),
-            pad_token=specials.get("pad"),
+            begin_token=identifiers.get("begin"),
+            end_token=identifiers.get("end"),
+            pad_token=identifiers.get("pad"),
             labels=labels,
         )
 
@@ -126,7 +224,7 @@ class TextCodec(ABC):
 
 
 class BytesCodec(TextCodec):
-    """UTF-8 bytes: 256 symbols, nothing to fit, nothing unknown."""
+    """UTF-8 bytes: 256 symbols, nothing to fit, nothing unknown; every text comes back exactly."""
 
     needs_fit: ClassVar[bool] = False
     num_symbols = 256
@@ -137,15 +235,17 @@ class BytesCodec(TextCodec):
     def fit(self, raws: Iterable[str]) -> None:
         """Bytes have nothing to learn."""
 
-    def symbols(self, text: str) -> np.ndarray:
-        return np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64)
+    def symbols(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        encoded = [text.encode("utf-8") for text in texts]
+        return np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(map(len, encoded), np.int64, len(encoded))
 
     def text_of(self, symbols: np.ndarray) -> str:
         return symbols.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
 class CharactersCodec(TextCodec):
-    """The Unicode characters of the training texts, sorted, and one symbol for all others."""
+    """The Unicode characters of the training texts, sorted, and one symbol for all others; texts of known characters
+    come back exactly."""
 
     def __init__(self, spec: CharactersCodecSpec) -> None:
         super().__init__(spec)
@@ -162,17 +262,27 @@ class CharactersCodec(TextCodec):
 
     @cached_property
     def _identifiers(self) -> np.ndarray:
-        """The identifier of every code point, int64 `[highest known + 2]`; the last stands for all higher ones."""
+        """The identifier of every code point, int32 `[highest known + 2]`; the last stands for all higher ones."""
         points = _code_points(self.characters)
-        table = np.full(int(points.max(initial=0)) + 2, self.unknown, np.int64)
+        table = np.full(int(points.max(initial=0)) + 2, self.unknown, np.int32)
         table[points] = np.arange(len(points))
         return table
 
     def fit(self, raws: Iterable[str]) -> None:
         """Raises: CodecError when no character is seen `min_count` times."""
+        self.fit_counts(self.count(raws))
+
+    def count(self, raws: Iterable[str]) -> Counter[str]:
+        """How often each character is in texts, special tokens left out. Counts of parts add up to that of the whole,
+        so that parts may be counted in parallel."""
         counts: Counter[str] = Counter()
-        for raw in raws:
-            counts.update(raw)
+        for texts in _chunks(self.between_specials(raws)):
+            found = np.bincount(_code_points(texts))
+            counts.update({chr(point): int(found[point]) for point in np.flatnonzero(found)})
+        return counts
+
+    def fit_counts(self, counts: Counter[str]) -> None:
+        """Take the characters that `counts` has `min_count` times. Raises: CodecError when there is none."""
         self._set_characters("".join(sorted(c for c, count in counts.items() if count >= self.min_count)))
         if not self.characters:
             raise CodecError(
@@ -183,17 +293,18 @@ class CharactersCodec(TextCodec):
         self.characters = characters
         self.__dict__.pop("_identifiers", None)
 
-    def symbols(self, text: str) -> np.ndarray:
+    def symbols(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         table = self._identifiers
-        identifiers: np.ndarray = table[np.minimum(_code_points(text), len(table) - 1)]
-        return identifiers
+        identifiers: np.ndarray = table[np.minimum(_code_points("".join(texts)), len(table) - 1)]
+        return identifiers, np.fromiter(map(len, texts), np.int64, len(texts))
 
     def text_of(self, symbols: np.ndarray) -> str:
         alphabet = self.characters + UNKNOWN
-        return "".join(alphabet[i] for i in symbols)
+        return "".join([alphabet[i] for i in symbols.tolist()])
 
     def count_unknown(self, raw: str) -> int:
-        return int((self.symbols(raw) == self.unknown).sum())
+        symbols, _ = self.symbols(list(self.between_specials([raw])))
+        return int((symbols == self.unknown).sum())
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "characters": self.characters}
@@ -207,37 +318,14 @@ def _code_points(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-32-le", errors="surrogatepass"), np.uint32)
 
 
-class BpeCodec(TextCodec):
-    """Byte-level byte-pair encoding (Sennrich et al. 2016): every text is representable, nothing is unknown."""
-
-    def __init__(self, spec: BpeCodecSpec) -> None:
-        super().__init__(spec)
-        self.vocabulary_size = spec.vocabulary_size
-        self.tokenizer = Tokenizer(models.BPE())
-        self.tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-        self.tokenizer.decoder = decoders.ByteLevel()
-
-    @property
-    def num_symbols(self) -> int:
-        return self.tokenizer.get_vocab_size()
-
-    def fit(self, raws: Iterable[str]) -> None:
-        trainer = trainers.BpeTrainer(
-            vocab_size=self.vocabulary_size - len(self._specials),
-            initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
-            show_progress=False,
-        )
-        self.tokenizer.train_from_iterator(raws, trainer)
-
-    def symbols(self, text: str) -> np.ndarray:
-        return np.asarray(self.tokenizer.encode(text).ids, np.int64)
-
-    def text_of(self, symbols: np.ndarray) -> str:
-        return str(self.tokenizer.decode(symbols.tolist(), skip_special_tokens=False))
-
-    def state(self) -> dict[str, Any]:
-        return {**super().state(), "tokenizer": self.tokenizer.to_str()}
-
-    def restore(self, state: dict[str, Any]) -> None:
-        super().restore(state)
-        self.tokenizer = Tokenizer.from_str(state["tokenizer"])
+def _chunks(texts: Iterable[str]) -> Iterator[str]:
+    """`texts` joined to strings of about `CHARACTERS_COUNTED_AT_ONCE`."""
+    waiting: list[str] = []
+    size = 0
+    for text in texts:
+        waiting.append(text)
+        size += len(text)
+        if size >= CHARACTERS_COUNTED_AT_ONCE:
+            yield "".join(waiting)
+            waiting, size = [], 0
+    yield "".join(waiting)

@@ -124,7 +124,8 @@ def read_through(own: Codec, held: Codec, arrays: SplitArrays, num_rows: int) ->
         )
     places = {character: place for place, character in enumerate(own.characters)}
     table = [places.get(character, own.unknown) for character in held.characters] + [own.unknown]
-    table += own._specials.values()
+    table += own.special_identifiers.values()
+    table += own.packing_identifiers.values()
     lookup = torch.tensor(table)
     stands_for = sum(place == own.unknown for place in table)
     read = replace(arrays, x=lookup[arrays.x.long()].to(torch.int32), tail=lookup[arrays.tail.long()])
@@ -135,5 +136,5 @@ def read_through(own: Codec, held: Codec, arrays: SplitArrays, num_rows: int) ->
 
 
 def _packed_alike(own: CharactersCodec, held: CharactersCodec) -> bool:
-    shapes = [(c.spec.packing, c.spec.length, c.separate_documents) for c in (own, held)]
+    shapes = [(c.spec.packing, c.spec.length, c.spec.special_tokens, c.separate_documents) for c in (own, held)]
     return shapes[0] == shapes[1]

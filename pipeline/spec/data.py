@@ -323,8 +323,8 @@ class UnigramCodecSpec(TrainedCodecSpec):
 
 
 class PictureCodecSpec(Strict):
-    """What the picture codecs share: pictures are turned upright (EXIF), converted to grey or RGB, and fitted into
-    `size` ([height, width]).
+    """What the picture codecs share: pictures are turned upright (EXIF), laid over white where they are transparent,
+    converted to grey or RGB, and fitted into `size` ([height, width]).
 
     `fit`: `crop` resizes until the picture covers `size` and cuts the centre; `random_crop` cuts at a place that
     the picture's content decides; `pad` resizes until it lies within `size` and fills up with black; `stretch` resizes
@@ -354,9 +354,10 @@ class SoundCodecSpec(Strict):
     """What the sound codecs share: mixed down to mono, resampled to `sample_rate_hz`, cut or padded with silence to
     `num_samples`.
 
-    `trim_silence_dbfs`: quieter beginnings and ends are cut off first. `loudness_lufs`: then brought to this
-    loudness (ITU-R BS.1770), lowered where it would clip. `segments`: `first` takes the beginning of each clip, `all`
-    cuts it into segments of `num_samples`, the last of them kept when at least half of it is sound.
+    `trim_silence_dbfs`: quieter beginnings and ends (root mean square over 10 ms) are cut off first. `loudness_lufs`:
+    then brought to this loudness (ITU-R BS.1770; from 4 kHz on), lowered where it would clip. `segments`: `first` takes
+    the beginning of each clip, `all` cuts it into segments of `num_samples`, the last of them kept when at least half
+    of it is sound, or when it is the only one.
     """
 
     sample_rate_hz: Annotated[int, Field(ge=1000, le=192_000)] = 8000
