@@ -1,0 +1,47 @@
+"""Cleaning: small pure steps between a decoded record and its codec.
+
+`read_lists` and `make_cleaner` run on the driver; the cleaner runs in Ray Data's workers, on one raw record at a time.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from pipeline.data.cleaning.cleaner import REASONS, Cleaned, Cleaner, make_cleaner
+from pipeline.data.cleaning.lists import BlockList, Lists, OptOut, read_block_list, read_lists, read_opt_out
+from pipeline.data.cleaning.personal_data import Finding, find_personal_data, mask, mask_personal_data
+from pipeline.spec import CleaningSpec
+
+__all__ = [
+    "REASONS",
+    "BlockList",
+    "Cleaned",
+    "Cleaner",
+    "Finding",
+    "Lists",
+    "OptOut",
+    "clean",
+    "clean_text",
+    "find_personal_data",
+    "make_cleaner",
+    "mask",
+    "mask_personal_data",
+    "read_block_list",
+    "read_lists",
+    "read_opt_out",
+]
+
+
+def clean(raw: Any) -> tuple[Any, str | None]:
+    """`raw` cleaned by the default steps, and the reason to drop it or None; pictures pass as they are."""
+    if isinstance(raw, np.ndarray) and raw.size:
+        return raw, None
+    cleaned = make_cleaner(CleaningSpec(), "text" if isinstance(raw, str) else "audio", Lists())(raw, {})
+    return cleaned.raw, cleaned.dropped
+
+
+def clean_text(text: str) -> str:
+    """`text` in Unicode's composed form (NFC), with newlines for line ends and no control characters."""
+    return make_cleaner(CleaningSpec(), "text", Lists())(text, {}).raw
