@@ -41,7 +41,7 @@ def save_signatures(store: Store, table: np.ndarray) -> None:
     """Put the signatures where all workers read them."""
     with store.open_output(FILE) as sink:
         header = io.BytesIO()
-        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(table))  # type: ignore[no-untyped-call]
+        np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(table))
         sink.write(header.getvalue())
         for start in range(0, len(table), 65_536):
             sink.write(table[start : start + 65_536].tobytes())

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipeline.data.records import Unit, is_whole_files, unit_identity
+from pipeline.data.records import Unit, unit_identity
 from pipeline.errors import PreparedDataError
 from pipeline.storage import Store
 
@@ -40,6 +40,7 @@ PART_SCHEMA = pa.schema(
         ("index", pa.int64()),  # place of the record in its file
         ("piece", pa.int32()),  # of a record that gives several rows: segments of sound, parts of a text
         ("record", pa.uint64()),  # the record's id: its content as the corpus has it
+        ("bytes_id", pa.uint64()),  # where that is a file's text, the same of the file's bytes, or 0
         ("content", pa.uint64()),  # the hash of what is left of it after cleaning and shaping
         ("group", pa.uint64()),  # the hash of the group's name, 0 for none
         ("given", pa.int8()),  # the split that the source gives, as a place in SPLITS, or -1
@@ -132,7 +133,7 @@ def write_part(store: Store, unit: Unit, rows: Iterable[Row]) -> Part:
     identity = unit_identity(unit)
     name = part_name(identity)
     count = _write(store, f"{name}.parquet", rows, PART_SCHEMA)
-    entry = {"unit": identity, "files": unit["files"], "whole_files": is_whole_files(unit), "rows": count}
+    entry = {"unit": identity, "files": unit["files"], "whole_files": unit.get("whole_files", False), "rows": count}
     store.write_json(entry, f"{name}.json")
     return part_of(store, name, entry)
 

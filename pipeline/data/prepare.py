@@ -147,7 +147,7 @@ class _Preparation:
 
     def _read_units(self, units: list[Unit], there: Store) -> None:
         data = self.spec.data
-        stage = ReadStage(self.corpus, self.codec.state(), data, self.lists.block_list, self.lists.opt_out, there)
+        stage = ReadStage(self.corpus, self.codec.state(), data, self.lists, there)
         total, done = sum(unit["bytes"] for unit in units) // 2**20, 0
         items = [{"unit": json.dumps(unit), "bytes": unit["bytes"]} for unit in units]
         for answer in self._spread(items, stage):
@@ -219,7 +219,7 @@ class _Preparation:
             answers = self._spread(items, stage) if len(chosen) > INLINE_ROWS else map(stage, items)
             for answer in answers:
                 counts.update(json.loads(answer["counts"]))
-            codec.fit_counts(counts)
+            codec.fit_counts(counts)  # type: ignore[attr-defined]
             return
         total = int(selection.rows.numbers["length"][chosen].sum())
         share = max(1.0, total / (limit * 2**20))

@@ -89,13 +89,12 @@ def stale_parts(parts: Sequence[Part], opt_out: OptOut) -> list[Part]:
     for part in parts:
         dropped = part.column_table(["dropped"])["dropped"]
         out = pc.fill_null(pc.equal(dropped, "opt-out"), False).to_numpy()
-        if not opt_out.entries and not out.any():
+        if not opt_out and not out.any():
             continue
-        table = part.column_table(["record", "content", "origin"])
+        table = part.column_table(["record", "bytes_id", "content", "origin"])
         listed = [
-            opt_out.has(f"{record:016x}", None, origin)
-            or (content is not None and opt_out.has(f"{content:016x}", None, origin))
-            for record, content, origin in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+            any(opt_out.has(f"{value:016x}", "", origin) for value in (record, file, content) if value is not None)
+            for record, file, content, origin in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
         ]
         if (np.array(listed, bool) != out).any():
             stale.append(part)

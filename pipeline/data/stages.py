@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from pipeline.data.duplicates import sign
 from pipeline.data.splits import split_text
 
-from pipeline.data.cleaning import OptOut, make_cleaner
+from pipeline.data.cleaning import Lists, make_cleaner
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import SPLITS
@@ -31,6 +31,8 @@ from pipeline.spec import DataSpec
 from pipeline.storage import Store
 
 COUNTED = ("tokens", "characters", "utf8_bytes", "unknown")
+OPT_OUT = "opt-out"
+RAW = "raw"
 FACTS = ("encoding", "format", "mode", "rate_hz", "channels")
 """Of what a codec tells of a file, that which few values describe; the data card counts them."""
 
@@ -42,18 +44,17 @@ class ReadStage:
     corpus: Any
     codec_state: dict[str, Any]
     data: DataSpec
-    block_list: Any
-    opt_out: OptOut
+    lists: Lists
     store: Store
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """`unit` (JSON) and its `bytes` → the same bytes, and how many `rows` the part has."""
         self.codec = codec_from_state(self.codec_state)
-        self.cleaner = make_cleaner(self.data.cleaning, self.codec.modality, self.block_list)
+        self.cleaner = make_cleaner(self.data.cleaning, self.codec.modality, self.lists)
         unit = json.loads(item["unit"])
         places = {name: place for place, (name, _) in enumerate(unit["files"])}
         rows = (row for record in self.corpus.read(unit) for row in self._rows(record, places))
-        part = write_part(self.store, unit, rows)
+        part = write_part(self.store, unit, self._encoded(rows))
         return {"bytes": item["bytes"], "rows": part.num_rows}
 
     def _rows(self, record: Record, places: dict[str, int]) -> Iterator[Row]:
@@ -63,14 +64,15 @@ class ReadStage:
             "index": record["index"],
             "piece": 0,
             "record": int(record["id"], 16),
+            "bytes_id": int(record["facts"].get("sha256", "0")[:16], 16),
             "group": 0 if group is None else _hash64(group.encode(errors="surrogateescape")),
             "given": -1 if record["split"] is None else SPLITS.index(record["split"]),
             "origin": record["origin"],
             "label": record["label"],
             "error": record["error"],
         }
-        if self.opt_out.has(record["id"], None, record["origin"]):
-            yield {**row, "label": None, "error": None, "dropped": "opt-out"}
+        if self.lists.opt_out.has(record["id"], record["facts"].get("sha256", ""), record["origin"]):
+            yield {**row, "label": None, "error": None, "dropped": OPT_OUT}
             return
         if record["error"] is not None:
             yield row
@@ -88,9 +90,13 @@ class ReadStage:
         row["personal"] = json.dumps(cleaned.personal, sort_keys=True) if cleaned.personal else None
         row["length"] = None if self.codec.modality == "image" else len(cleaned.raw)
         if cleaned.dropped is not None:
-            yield {**row, "dropped": cleaned.dropped, "detail": cleaned.detail}
+            out = {"content": _hash64(cleaned.raw.encode("utf-8")), "label": None} if cleaned.dropped == OPT_OUT else {}
+            yield {**row, "dropped": cleaned.dropped, "detail": cleaned.detail, **out}
             return
-        yield from self._pieces(row, cleaned.raw, record["id"])
+        try:
+            yield from self._pieces(row, cleaned.raw, record["id"])
+        except CodecError as error:
+            yield {**row, "error": str(error)}
 
     def _pieces(self, row: Row, raw: Any, key: str) -> Iterator[Row]:
         if self.data.split.kind == "position":
@@ -98,21 +104,28 @@ class ReadStage:
             pieces = [(SPLITS.index(split), part) for split, part in parts.items() if part]
         else:
             pieces = [(row["given"], piece) for piece in self.codec.shape(raw, key)]
+        if not pieces:
+            yield {**row, "dropped": "silence", "detail": "nothing is left after trimming"}
         for number, (given, piece) in enumerate(pieces):
             data = piece.encode("utf-8") if isinstance(piece, str) else piece.tobytes()
             made: Row = {**row, "piece": number, "given": given, "content": _hash64(data)}
             made["length"] = None if self.codec.modality == "image" else len(piece)
-            if self.opt_out.has(f"{made['content']:016x}", None, row["origin"]):
-                yield {**row, "piece": number, "content": made["content"], "label": None, "dropped": "opt-out"}
-                continue
             if self.data.duplicates.near != "off":
                 made["signature"] = sign(piece, self.codec.modality)
-            yield {**made, "data": data} if self.codec.needs_fit else {**made, **coded(self.codec, piece)}
+            yield {**made, **({"data": data} if self.codec.needs_fit else {RAW: piece})}
+
+    def _encoded(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows with what is in them under RAW encoded, many at a time."""
+        for chunk in _chunks(rows, 256):
+            raws = [row[RAW] for row in chunk if RAW in row]
+            examples = iter(self.codec.encode_batch(raws))
+            for row in chunk:
+                raw = row.pop(RAW, None)
+                yield row if raw is None else {**row, **coded(self.codec, raw, next(examples))}
 
 
-def coded(codec: Codec, raw: Any, example: np.ndarray | None = None) -> Row:
-    """The CODED_SCHEMA columns of one raw record (and its `example`, where it was encoded already)."""
-    example = codec.encode(raw) if example is None else example
+def coded(codec: Codec, raw: Any, example: np.ndarray) -> Row:
+    """The CODED_SCHEMA columns of one raw record and its example."""
     row: Row = {"data": example.tobytes(), "tokens": example.size, "unknown": codec.count_unknown(raw)}
     if isinstance(raw, str):
         layout = codec.layout()

@@ -21,7 +21,7 @@ def main() -> None:
     kind, source, conf = sys.argv[1:]
     data = load_spec(conf).data
     codec = make_codec(data.codec)
-    cleaner = make_cleaner(data.cleaning, codec.modality, read_lists(data.cleaning).block_list)
+    cleaner = make_cleaner(data.cleaning, codec.modality, read_lists(data.cleaning))
     limit = data.max_record_megabytes * 2**20
 
     def encode(payload: Any) -> np.ndarray | None:

@@ -22,8 +22,6 @@ __all__ = [
     "Finding",
     "Lists",
     "OptOut",
-    "clean",
-    "clean_text",
     "find_personal_data",
     "make_cleaner",
     "mask",
@@ -32,16 +30,3 @@ __all__ = [
     "read_lists",
     "read_opt_out",
 ]
-
-
-def clean(raw: Any) -> tuple[Any, str | None]:
-    """`raw` cleaned by the default steps, and the reason to drop it or None; pictures pass as they are."""
-    if isinstance(raw, np.ndarray) and raw.size:
-        return raw, None
-    cleaned = make_cleaner(CleaningSpec(), "text" if isinstance(raw, str) else "audio", Lists())(raw, {})
-    return cleaned.raw, cleaned.dropped
-
-
-def clean_text(text: str) -> str:
-    """`text` in Unicode's composed form (NFC), with newlines for line ends and no control characters."""
-    return make_cleaner(CleaningSpec(), "text", Lists())(text, {}).raw

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.cleaning import REASONS, BlockList, Cleaned, Lists, OptOut, clean, clean_text, make_cleaner
+from pipeline.data.cleaning import REASONS, BlockList, Cleaned, Lists, OptOut, make_cleaner
 from pipeline.data.records import content_id
 from pipeline.errors import SpecError
 from pipeline.spec import AudioCleaningSpec, CleaningSpec, ImageCleaningSpec, TextCleaningSpec
@@ -23,6 +23,11 @@ ENGLISH = "It was the best of times, it was the worst of times, it was the age o
 
 def clean_one(text: str, lists: Lists = Lists(), **steps: Any) -> Cleaned:  # noqa: B008
     return make_cleaner(CleaningSpec(text=TextCleaningSpec(**steps)), "text", lists)(text, {})
+
+
+def clean_text(text: str) -> str:
+    """`text` after the default steps."""
+    return clean_one(text).raw  # type: ignore[no-any-return]
 
 
 def test_control_characters_go_and_line_ends_are_one() -> None:
@@ -42,9 +47,10 @@ def test_cleaning_twice_changes_nothing_more_and_the_result_is_utf8(text: str) -
 
 
 def test_empty_texts_and_sounds_are_dropped_with_a_reason() -> None:
-    assert clean(" \n\x00")[1] == "empty text"
-    assert clean(np.zeros(0, np.float32))[1] == "no samples"
-    assert clean(np.zeros(1, np.float32))[1] is None
+    assert clean_one(" \n\x00").dropped == "empty text"
+    sounds = make_cleaner(CleaningSpec(), "audio", Lists())
+    assert sounds(np.zeros(0, np.float32), {}).dropped == "no samples"
+    assert sounds(np.zeros(1, np.float32), {}).dropped is None
 
 
 def test_steps_that_change_a_text_are_named_in_their_order() -> None:
@@ -139,7 +145,8 @@ def test_a_cleaner_travels_to_a_worker_and_unknown_languages_are_refused() -> No
 
 def test_packages_of_steps_that_are_off_are_not_imported() -> None:
     code = (
-        "import sys; from pipeline.data.cleaning import clean; clean('a text of 1999, tel. 020 7946 0958');"
+        "import sys; from pipeline.data.cleaning import Lists, make_cleaner; from pipeline.spec import CleaningSpec;"
+        "make_cleaner(CleaningSpec(), 'text', Lists())('a text of 1999, tel. 020 7946 0958', {});"
         "print([name for name in ('ftfy', 'phonenumbers', 'stdnum', 'py3langid', 'torch') if name in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
