@@ -7,12 +7,12 @@ from collections.abc import Iterator
 
 from pipeline.data.cleaning.digits import Searched, Span
 
-_GROUPS = re.compile(r"(?<![A-Za-z0-9])(?<![0-9][./+])[0-9](?:[ -]?[0-9]){12,}+(?![A-Za-z0-9])")
+_GROUPS = re.compile(r"(?<![A-Za-z0-9])(?<![0-9][./+])[0-9](?:[ -]?[0-9]){12,}+")
 _DIGITS = re.compile(r"[0-9]+")
-_CARD_BEFORE = re.compile(
-    r"(?:(?<!\[)\bcards?\b|visa|mastercard|amex|american express|credit|debit|carte|tarjeta|kreditkarte|信用卡|卡号)[^0-9\[\]]{0,40}$",
-    re.IGNORECASE,
-)
+CARD_WORDS = """
+    card cards visa mastercard amex americanexpress credit debit carte tarjeta kreditkarte creditcard 用卡 卡号
+"""
+_CARD_WORDS = frozenset(CARD_WORDS.split())
 # Issuers' first digits and lengths (ISO/IEC 7812). Visa's old 13 digits are also those of an EAN bar code: they need a
 # word before them.
 _ISSUERS = re.compile(
@@ -36,11 +36,14 @@ def cards(searched: Searched) -> Iterator[Span]:
     digit (Luhn; ISO/IEC 7812-1). Without a word such as `card` before it: an issuer's first digits and length, and
     groups of at least four digits but the last."""
     for match in searched.matches(_GROUPS):
-        groups = [group.span() for group in _DIGITS.finditer(match[0])]
-        named = bool(_CARD_BEFORE.search(searched.before(match.start())))
+        text = match[0]
+        groups = [group.span() for group in _DIGITS.finditer(text)]
+        if searched.text[match.end() : match.end() + 1].isalnum():
+            groups.pop()
+        named = bool(searched.words_before(match.start()) & _CARD_WORDS)
         first = 0
         while first < len(groups):
-            last = _card_end(match[0], groups, first, named)
+            last = _card_end(text, groups, first, named)
             if last is not None:
                 yield match.start() + groups[first][0], match.start() + groups[last][1]
             first = first + 1 if last is None else last + 1
@@ -48,15 +51,16 @@ def cards(searched: Searched) -> Iterator[Span]:
 
 def _card_end(text: str, groups: list[Span], first: int, named: bool) -> int | None:
     """The last group of the longest card that begins with the group `first`, or None."""
-    digits, found, regular = "", None, True
+    digits, found = "", None
     for last in range(first, len(groups)):
         start, end = groups[last]
         digits += text[start : min(end, start + 20)]
         if len(digits) > 19:
             break
-        if len(digits) >= 13 and (named or (regular and _ISSUERS.fullmatch(digits))) and is_luhn(digits):
+        if len(digits) >= 13 and (named or _ISSUERS.fullmatch(digits)) and is_luhn(digits):
             found = last
-        regular = regular and end - start >= 4
+        if end - start < 4 and not named:
+            break
     return found
 
 

@@ -19,16 +19,19 @@ _ASCII_DOMAIN = re.compile(
     r"@(?:[A-Za-z0-9][A-Za-z0-9-]{0,62}\.){1,8}([A-Za-z]{2,24}|xn--[A-Za-z0-9-]{2,59})(?![A-Za-z0-9-]|\.[A-Za-z0-9])"
     r"|@\[[0-9.]{7,15}\]"
 )
-_ANY_DOMAIN = re.compile(rf"@(?:[^\W_](?:[^\W_]|-){{0,62}}\.){{1,8}}((?:[^\W\d_{UNSPACED}]){{2,24}}|[{UNSPACED}]{{2,3}})")
+_ANY_DOMAIN = re.compile(
+    rf"@(?:[^\W_](?:[^\W_]|-){{0,62}}\.){{1,8}}((?:[^\W\d_{UNSPACED}]){{2,24}}|[{UNSPACED}]{{2,3}})"
+)
 # Backwards from the '@': a local part ends with a letter or digit, or is in quotes. Scripts without spaces are left
 # out of it: what stands before an address in Chinese is the sentence.
 _LOCAL_BACKWARDS = re.compile(rf"(?:[^\W{UNSPACED}]|[.+%'~!#$&*^-]){{0,63}}(?:[^\W{UNSPACED}])|\"[^\"\n@]{{1,62}}\"")
 _DISGUISED = re.compile(
-    r"[\w.+-]{1,64}\s?[\[(]\s?at\s?[\])]\s?[\w-]{1,63}(?:(?:\.|\s?[\[(]\s?dot\s?[\])]\s?)[\w-]{2,63}){1,4}", re.IGNORECASE
+    r"[\w.+-]{1,64}\s?[\[(]\s?at\s?[\])]\s?[\w-]{1,63}(?:(?:\.|\s?[\[(]\s?dot\s?[\])]\s?)[\w-]{2,63}){1,4}",
+    re.IGNORECASE,
 )
 _DISGUISES = ("(at)", "[at]", "(AT)", "[AT]", "( at )", "[ at ]")
 
-_USER_AND_HOST = re.compile(r"://([^\s/<>\"]*)@[^\s<>\"]+")
+_USER_AND_HOST = re.compile(r"://([^\s/?<>\"]*)@[^\s<>\"]+")
 _SCHEME_BACKWARDS = re.compile(r"[A-Za-z0-9+.-]{0,20}[A-Za-z]")
 _CLOSING = ".,;:!?)]}'"
 
@@ -39,10 +42,10 @@ _VERSION_BEFORE = re.compile(
     r"(?:\bv|\bver|version|release|build|firmware|driver|section|chapter|paragraph|clause|figure|table|§)[.:]?\s*$",
     re.IGNORECASE,
 )
-_ADDRESS_BEFORE = re.compile(
-    r"\b(?:ips?|ipv4|addr(?:ess)?(?:es)?|hosts?|server|gateway|dns|ping|ssh|client|router|proxy|login|from|subnet)\b",
-    re.IGNORECASE,
-)
+ADDRESS_WORDS = """
+    ip ips ipv4 address addresses addr host hosts server gateway dns ping ssh client router proxy login from subnet
+"""
+_ADDRESS_WORDS = frozenset(ADDRESS_WORDS.split())
 _COLONS = re.compile(r":[0-9A-Fa-f]{0,4}:")
 _IPV6_CHARACTERS = frozenset("0123456789abcdefABCDEF:.")
 
@@ -57,7 +60,7 @@ def emails(searched: Searched) -> Iterator[Span]:
         if domain and local and (domain[1] or "").lower() not in _FILE_ENDINGS:
             yield at - local.end(), domain.end()
         at = text.find("@", at + 1)
-    if any(disguise in text for disguise in _DISGUISES):
+    if ("(" in text or "[" in text) and any(disguise in text for disguise in _DISGUISES):
         yield from (match.span() for match in _DISGUISED.finditer(text))
 
 
@@ -86,10 +89,11 @@ def ip_addresses(searched: Searched) -> Iterator[Span]:
     """
     text = searched.text
     for match in searched.matches(_IPV4):
-        before = searched.before(match.start(), 40)
+        if not _is_address(match[0]) or _VERSION_BEFORE.search(searched.before(match.start())):
+            continue
         follows = text[match.end() : match.end() + 2]
-        named = bool(_ADDRESS_BEFORE.search(before)) or (follows[:1] in (":", "/") and follows[1:].isdigit())
-        if _is_address(match[0]) and not _VERSION_BEFORE.search(before) and (len(match[0]) > 7 or named):
+        followed = follows[:1] in (":", "/") and follows[1:].isdigit()
+        if len(match[0]) > 7 or followed or searched.words_before(match.start()) & _ADDRESS_WORDS:
             yield match.span()
     if ":" in text and has_digits(text):
         yield from _ipv6_addresses(text)

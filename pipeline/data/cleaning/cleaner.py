@@ -109,14 +109,18 @@ TEXT_TESTS: tuple[tuple[str, Callable[[str, TextCleaningSpec, Lists], str | None
 
 def _tiny_picture(picture: np.ndarray, facts: Facts, spec: ImageCleaningSpec) -> str | None:
     width, height = facts.get("width", picture.shape[1]), facts.get("height", picture.shape[0])
-    return _below(min(width, height), spec.min_side, f"{width:,}×{height:,} pixels: a side of {{:,}}, at least {{:,}} allowed")
+    return _below(
+        min(width, height), spec.min_side, f"{width:,}×{height:,} pixels: a side of {{:,}}, at least {{:,}} allowed"
+    )
 
 
 def _near_constant_picture(picture: np.ndarray, facts: Facts, spec: ImageCleaningSpec) -> str | None:
     if not spec.min_contrast:
         return None
     deviation = grey_deviation(picture)
-    return _below(deviation, spec.min_contrast, "grey levels with a standard deviation of {:.4f}, at least {:g} allowed")
+    return _below(
+        deviation, spec.min_contrast, "grey levels with a standard deviation of {:.4f}, at least {:g} allowed"
+    )
 
 
 IMAGE_TESTS: tuple[tuple[str, Callable[[np.ndarray, Facts, ImageCleaningSpec], str | None]], ...] = (
@@ -211,8 +215,8 @@ class Cleaner:
         elif spec.personal_data == "drop":
             personal = dict(Counter(finding.kind for finding in find_personal_data(text, spec.personal_data_kinds)))
             if personal:
-                detail = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in personal.items())
-                return Cleaned(text, PERSONAL_DATA, detail, tuple(changed), personal)
+                counts = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in personal.items())
+                return Cleaned(text, PERSONAL_DATA, counts, tuple(changed), personal)
         dropped, detail = _first((name, test(text, spec, self.lists)) for name, test in TEXT_TESTS)
         return Cleaned(text, dropped, detail, tuple(changed), personal)
 

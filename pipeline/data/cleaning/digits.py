@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
+
+from pipeline.data.cleaning.words import words_of
 
 Span = tuple[int, int]
 
@@ -31,6 +34,7 @@ _NOT_PLAIN = re.compile(f"[{re.escape(''.join(_PLAIN))}]")
 _CLUSTER = re.compile(
     r"[0-9](?:(?:[ .\-/()]{0,3}+[0-9]){5,}+|[0-9]{0,2}+(?:\.[0-9]{1,3}){3}|[0-9][A-Z][0-9]{2}[A-Z]|[0-9]{3}[A-Z])"
 )
+_CONTEXT = re.compile(r"[^0-9\[\]\n]*")
 _MARGIN = 40
 """Characters around a cluster that are searched too: what an IBAN or a number's context may begin or end with."""
 
@@ -46,9 +50,17 @@ class Searched(NamedTuple):
         for start, end in self.blocks:
             yield from pattern.finditer(self.text, start, end)
 
-    def before(self, start: int, characters: int = 60) -> str:
-        """What stands before a place, in the same line, at most so many `characters`."""
-        return self.text[max(0, start - characters) : start].rpartition("\n")[2]
+    def before(self, start: int) -> str:
+        """What stands right before a place: at most 40 characters, in its line, without a digit or a bracket."""
+        reversed_text = self.text[max(0, start - _MARGIN) : start][::-1]
+        return reversed_text[: _CONTEXT.match(reversed_text).end()][::-1]  # type: ignore[union-attr]
+
+    def words_before(self, start: int) -> set[str]:
+        """The words of `before`, in lower case, and each two neighbours joined: `social security` is also
+        `socialsecurity`, and a Chinese word of two characters is such a pair."""
+        before = self.before(start)
+        words = [] if before.isspace() else words_of(before.lower())
+        return {*words, *map("".join, pairwise(words))}
 
 
 def has_digits(text: str) -> bool:

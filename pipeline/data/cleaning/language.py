@@ -25,7 +25,7 @@ def language_of(text: str) -> str | None:
 def check_languages(languages: tuple[str, ...]) -> None:
     """Raises: SpecError when a language is none that can be told."""
     if languages:
-        known = sorted(_identifier().labels())
+        known = sorted(_identifier().labels)
         unknown = [language for language in languages if language not in known]
         if unknown:
             raise SpecError(

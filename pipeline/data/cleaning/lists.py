@@ -162,9 +162,8 @@ def read_opt_out(uri: str) -> OptOut:
 
 def _mistake(entry: str) -> str | None:
     if _HEX.fullmatch(entry) and len(entry) not in (_ID_DIGITS, 64):
-        return (
-            f"{len(entry)} hexadecimal digits; an id has 16 and a sha256 has 64 (a file of that name is written ./{entry})"
-        )
+        name = f"a file of that name is written ./{entry}"
+        return f"{len(entry)} hexadecimal digits; an id has {_ID_DIGITS} and a sha256 has 64 ({name})"
     if "://" in entry or entry.startswith(("/", "~", "../")) or "\\" in entry:
         return "an origin is a path within the corpus, with forward slashes, as the prepared set shows it"
     if not entry.isprintable():
@@ -182,7 +181,9 @@ def read_block_list(uri: str) -> BlockList:
         " ".join(unicodedata.normalize("NFC", line).casefold().split()) for line in lines if line.strip()
     )
     if not phrases:
-        raise SpecError(f"{uri}: the block list has no phrase; write one a line, or remove data.cleaning.text.block_list")
+        raise SpecError(
+            f"{uri}: the block list has no phrase; write one a line, or remove data.cleaning.text.block_list"
+        )
     return BlockList(phrases)
 
 

@@ -25,7 +25,7 @@ class Finding(NamedTuple):
     end: int
 
 
-# In order of how specific they are: the first is the kind of what several find equally long.
+# In order of how specific they are: the first is the kind of what several find.
 FINDERS: dict[PersonalData, Callable[[Searched], Iterator[Span]]] = {
     "url_credentials": urls_with_credentials,
     "bank_account": bank_accounts,
@@ -46,7 +46,7 @@ ALL_KINDS: tuple[PersonalData, ...] = get_args(PersonalData)
 def find_personal_data(text: str, kinds: Iterable[PersonalData] = ALL_KINDS) -> list[Finding]:
     """Personal data of these kinds in `text`, in order and apart from each other.
 
-    What overlaps is one finding over all of it, of the kind of the longest part, of equals the most specific.
+    What overlaps is one finding over all of it, so that nothing found stays, of the most specific of the kinds.
     """
     plain = plain_text(text)
     searched = Searched(plain, number_blocks(plain))
@@ -55,16 +55,13 @@ def find_personal_data(text: str, kinds: Iterable[PersonalData] = ALL_KINDS) -> 
 
 def _apart(findings: list[Finding]) -> list[Finding]:
     apart: list[Finding] = []
-    longest: tuple[int, int] = (0, 0)
-    for finding in sorted(findings, key=lambda finding: (finding.start, -finding.end, _RANK[finding.kind])):
-        size = (finding.end - finding.start, -_RANK[finding.kind])
-        if not apart or finding.start >= apart[-1].end:
-            apart.append(finding)
-            longest = size
-        else:
-            kind = finding.kind if size > longest else apart[-1].kind
-            longest = max(longest, size)
-            apart[-1] = Finding(kind, apart[-1].start, max(apart[-1].end, finding.end))
+    for finding in sorted(findings, key=lambda finding: finding.start):
+        if apart and finding.start < apart[-1].end:
+            last = apart.pop()
+            finding = Finding(
+                min(last.kind, finding.kind, key=_RANK.__getitem__), last.start, max(last.end, finding.end)
+            )
+        apart.append(finding)
     return apart
 
 

@@ -42,22 +42,24 @@ _SHAPES = re.compile(
 )
 _TRUNK_DATE = re.compile(r"0[1-9][./-](?:0[1-9]|1[0-2])[./-](?:19|20)[0-9]{2}")
 
-_AFTER_A_WORD = re.compile(
-    _ALONE_BEFORE + r"\(?[0-9](?:[ .\-/()]{0,2}+[0-9]){6,14}" + _EXTENSION + _ALONE_AFTER
+_AFTER_A_WORD = re.compile(_ALONE_BEFORE + r"\(?[0-9](?:[ .\-/()]{0,2}+[0-9]){6,14}" + _EXTENSION + _ALONE_AFTER)
+TELEPHONE_WORDS = """
+    phone phones telephone tel ph mobile mob cell cellphone fax telefax whatsapp call dial telefon telefono teléfono
+    telefone téléphone tél tlf handy mobil mobiltelefon móvil celular cellulare portable телефон тел 电话 電話 手机
+    手機 携帯 전화 전화번호
+"""
+WEAK_WORDS = "number numbers contact contacting reach line numéro número nummer"
+OTHER_WORDS = """
+    order invoice ticket ref reference isbn issn doi booking confirmation account case id code serial price date year
+    tracking model part item product customer policy passport flight
+"""
+_TELEPHONE_WORDS, _WEAK_WORDS, _OTHER_WORDS = (
+    frozenset(words.split()) for words in (TELEPHONE_WORDS, WEAK_WORDS, OTHER_WORDS)
 )
-_WORD_BEFORE = re.compile(
-    r"(?:(?<!\[)\b(?:tele)?(?:phones?|fax)\b|(?<!\[)\b(?:tel|ph|mobile|mob|cell|cellphone|whatsapp|dial|handy|mobil"
-    r"|celular|cellulare|telefone|telefono|telefon|t[ée]l[ée]fono|t[ée]l[ée]phone|t[ée]l|m[óo]vil|portable|телефон|тел)\b"
-    r"|\bcall(?:\s(?:me|us|him|her|them|it))?(?:\s(?:at|on))?\b|电话|電話|手机|手機|전화|携帯)[^0-9\[\]]{0,40}$",
-    re.IGNORECASE,
-)
-_OTHER_WORD = re.compile(
-    r"\b(?:order|invoice|ticket|ref|reference|isbn|booking|confirmation|account|case|id|code|serial|price|date|year)\b",
-    re.IGNORECASE,
-)
+_THOUSANDS = re.compile(r"[0-9]{1,3}(?:[ .][0-9]{3})+")
 _DATE = re.compile(
-    r"(?:[12][0-9]{3}[-./ ][0-9]{1,2}[-./ ][0-9]{1,2}|[0-9]{1,2}[-./ ][0-9]{1,2}[-./ ][12][0-9]{3}|[12][0-9]{3}[-/][12][0-9]{3})"
-    r"(?![0-9])"
+    r"(?:[12][0-9]{3}[-./ ][0-9]{1,2}[-./ ][0-9]{1,2}|[0-9]{1,2}[-./ ][0-9]{1,2}[-./ ][12][0-9]{3}"
+    r"|[12][0-9]{3}[-/][12][0-9]{3})(?![0-9])"
 )
 
 
@@ -67,7 +69,8 @@ def telephones(searched: Searched) -> Iterator[Span]:
     International: `+` or `00`, a calling code that exists and a length that its country has. National, without a word
     before them: the shapes of North America (3-3-4), of numbers with a trunk 0 (9 to 12 digits in groups), of Russia,
     Spain, China, India, Brazil and Australia. All else (7 to 15 digits, in one run too) after a word such as `phone`,
-    `tel`, `call` in some languages, unless it is a date, or a word such as `order` or `ticket` comes in between.
+    `tel`, `call` in some languages, or (9 digits or more, in groups) after `number` or `contact`, unless it is a date,
+    or a word such as `order` or `ticket` stands there too.
     """
     found: list[Span] = []
     for match in searched.matches(_INTERNATIONAL):
@@ -83,8 +86,9 @@ def telephones(searched: Searched) -> Iterator[Span]:
         beside = bisect.bisect_left(found, match.span())
         if any(start < match.end() and match.start() < end for start, end in found[max(0, beside - 1) : beside + 1]):
             continue
-        word = _WORD_BEFORE.search(searched.before(match.start()))
-        if word and not _OTHER_WORD.search(word[0]) and not _DATE.match(match[0]):
+        words = searched.words_before(match.start())
+        named = words & _TELEPHONE_WORDS or (words & _WEAK_WORDS and _is_grouped(match[0]))
+        if named and not words & _OTHER_WORDS and not _DATE.match(match[0]):
             yield match.span()
 
 
@@ -103,6 +107,11 @@ def _international_end(match: re.Match[str]) -> int | None:
         if possible is None and text[0] == "+" and phonenumbers.is_possible_number(number):
             possible = match.start() + group.end()
     return possible
+
+
+def _is_grouped(text: str) -> bool:
+    """Whether a number has nine digits or more in groups that are not thousands."""
+    return not text.isdigit() and sum(map(str.isdigit, text)) >= 9 and not _THOUSANDS.fullmatch(text)
 
 
 def _is_trunk(text: str) -> bool:
