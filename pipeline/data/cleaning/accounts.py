@@ -36,13 +36,14 @@ def cards(searched: Searched) -> Iterator[Span]:
     digit (Luhn; ISO/IEC 7812-1). Without a word such as `card` before it: an issuer's first digits and length, and
     groups of at least four digits but the last."""
     for match in searched.matches(_GROUPS):
-        groups = [group.span() for group in _DIGITS.finditer(match[0])]
+        text = match[0]
+        groups = [group.span() for group in _DIGITS.finditer(text)]
         if searched.text[match.end() : match.end() + 1].isalnum():
             groups.pop()
         named = bool(searched.words_before(match.start()) & _CARD_WORDS)
         first = 0
         while first < len(groups):
-            last = _card_end(match[0], groups, first, named)
+            last = _card_end(text, groups, first, named)
             if last is not None:
                 yield match.start() + groups[first][0], match.start() + groups[last][1]
             first = first + 1 if last is None else last + 1

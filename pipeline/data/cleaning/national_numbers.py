@@ -104,7 +104,8 @@ _MOST_GROUPS = max(len(_GROUP.findall(shape)) for shape in _BY_SHAPE)
 def national_numbers(searched: Searched) -> Iterator[Span]:
     """Numbers of `NATIONAL_NUMBERS` that stand alone: in a chain of groups, only spaces part them from the others."""
     for run in searched.matches(_RUN):
-        shape = run[0].translate(_TO_SHAPE)
+        text = run[0]
+        shape = text.translate(_TO_SHAPE)
         digits = shape.count("9")
         if digits < 4 or (digits < 9 and "A" not in shape):
             continue
@@ -118,7 +119,7 @@ def national_numbers(searched: Searched) -> Iterator[Span]:
                 end = groups[last][1]
                 if shape[start:end] in _BY_SHAPE and not _is_chained(shape, groups, last + 1):
                     place = run.start() + start
-                    if _is_given(run[0][start:end], shape[start:end], searched.words_before(place)):
+                    if _is_given(text[start:end], shape[start:end], searched.words_before(place)):
                         yield place, run.start() + end
 
 

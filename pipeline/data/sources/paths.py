@@ -143,19 +143,19 @@ class PathCorpus(Corpus):
     # --- units -------------------------------------------------------------------------------------------------
 
     def whole_units(self, files: Iterable[SourceFile], known: Known) -> Iterator[Unit]:
-        """Units of whole files in order, each of some that are not `known`."""
+        """Units of whole files in order, each of some that are not `known`; they say so (`whole_files`)."""
         group: list[SourceFile] = []
         size = 0
         for file in files:
             if (file.name, file.digest) in known:
                 continue
             if group and (len(group) == FILES_PER_UNIT or size + file.size > self.unit_bytes):
-                yield self.unit_of(group)
+                yield self.unit_of(group, whole_files=True)
                 group, size = [], 0
             group.append(file)
             size += file.size
         if group:
-            yield self.unit_of(group)
+            yield self.unit_of(group, whole_files=True)
 
     def unit_of(self, files: list[SourceFile], **keys: Any) -> Unit:
         return {
