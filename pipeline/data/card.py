@@ -61,7 +61,8 @@ def describe(parts: Sequence[Part], selection: Selection, modality: Modality) ->
         "facts": _facts(counted["facts"]),
         "unknown_characters": int(rows.numbers["unknown"][kept].sum()),
         "duplicates": _duplicates(parts, selection),
-        "leakage": selection.leakage.as_dict(),
+        "leakage": _leakage(parts, selection),
+        "notes": list(selection.notes),
     }
     lengths = rows.numbers["width"] * rows.numbers["height"] if modality == "image" else rows.numbers["length"]
     if kept.any() and lengths[kept].any():
@@ -184,6 +185,14 @@ def _duplicates(parts: Sequence[Part], selection: Selection) -> dict[str, Any]:
     }
 
 
+def _leakage(parts: Sequence[Part], selection: Selection) -> dict[str, Any]:
+    """What a given split parts, with origins for its examples."""
+    alive = np.flatnonzero(selection.rows.alive)
+    told = selection.leakage.as_dict()
+    pairs = [values_of(parts, selection.rows, alive[list(pair)], "origin") for pair in selection.leakage.examples]
+    return {**told, "examples": [[origin for (origin,) in pair] for pair in pairs]}
+
+
 # --- telling --------------------------------------------------------------------------------------------------
 
 
@@ -250,14 +259,15 @@ def report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     )
     for example in duplicates["examples"]:
         yield "", f"{example['size']:,}: {', '.join(example['origins'])}"
-    yield from _leakage_lines(report["leakage"])
-
-
-def _leakage_lines(leakage: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    for note in leakage.get("notes", []):
-        yield "note", str(note)
-    count = leakage.get("clusters", 0)
-    yield "leakage", f"{count:,} clusters of duplicates across the given split" if count else "none found"
+    leakage = report["leakage"]
+    if leakage["units"]:
+        pairs = {**leakage["near_rows"], **{f"{pair} (group)": n for pair, n in leakage["group_rows"].items()}}
+        counts = ", ".join(f"{count:,} {pair}" for pair, count in pairs.items() if count)
+        yield "leakage", f"{leakage['units']:,} clusters or groups lie on several sides of the given split: {counts}"
+        for one, other in leakage["examples"][:EXAMPLES]:
+            yield "", f"{one} and {other}"
+    for note in report["notes"]:
+        yield "note", note
 
 
 def _lines(name: str, pairs: Any) -> Iterator[tuple[str, str]]:

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from pipeline.data.duplicates import DEFAULT_SIMILARITY, SIGNATURE_BYTES, candidate_pairs, num_bands, similar
+from pipeline.data.duplicates import SIGNATURE_BYTES, near_pairs, num_bands
 
 from pipeline.data.layout import Modality
 from pipeline.data.parts import Part
@@ -21,7 +21,6 @@ from pipeline.data.selection import Rows
 from pipeline.storage import Store
 
 FILE = "signatures.npy"
-PAIRS_AT_ONCE = 1_000_000
 
 
 def gather_signatures(parts: Sequence[Part], rows: Rows, chosen: np.ndarray, modality: Modality) -> np.ndarray:
@@ -67,17 +66,6 @@ class PairStage:
         """`band` → `pairs` (int64 `[P, 2]` as bytes), as places among the signatures."""
         pairs = near_pairs(load_signatures(self.store), item["band"], self.modality, self.similarity)
         return {"pairs": pairs.tobytes()}
-
-
-def near_pairs(table: np.ndarray, band: int, modality: Modality, similarity: float | None) -> np.ndarray:
-    """Pairs int64 `[P, 2]` of one band that are as similar as asked, or as DEFAULT_SIMILARITY."""
-    least = DEFAULT_SIMILARITY[modality] if similarity is None else similarity
-    pairs = candidate_pairs(table, band, modality)
-    kept = [
-        chunk[similar(chunk, table, modality) >= least]
-        for chunk in (pairs[start : start + PAIRS_AT_ONCE] for start in range(0, len(pairs), PAIRS_AT_ONCE))
-    ]
-    return np.concatenate([np.zeros((0, 2), np.int64), *kept])
 
 
 def bands(modality: Modality) -> list[dict[str, Any]]:

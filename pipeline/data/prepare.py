@@ -27,6 +27,7 @@ from pipeline.data.catalogue import Catalogue
 from pipeline.data.cleaning import Lists, read_lists
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.corpus import open_corpus
+from pipeline.data.duplicates import near_pairs
 from pipeline.data.cuts import plan_shards
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
@@ -173,11 +174,7 @@ class _Preparation:
 
     def _origin_of(self, rows: Rows) -> Callable[[int], str]:
         alive = np.flatnonzero(rows.alive)
-
-        def origin(place: int) -> str:
-            return str(values_of(self.parts, rows, alive[place : place + 1], "origin")[0][0])
-
-        return origin
+        return lambda place: str(values_of(self.parts, rows, alive[place : place + 1], "origin")[0][0])
 
     # --- deciding ---------------------------------------------------------------------------------------------
 
@@ -194,7 +191,7 @@ class _Preparation:
         table, chosen = table[signed], chosen[signed]
         items = near.bands(modality)
         if len(chosen) <= INLINE_ROWS:
-            found = [near.near_pairs(table, item["band"], modality, similarity) for item in items]
+            found = [near_pairs(table, item["band"], modality, similarity) for item in items]
         else:
             near.save_signatures(self.work, table)
             del table

@@ -6,13 +6,13 @@ by Ray's workers. Everything is a function of the corpus's content, not of the p
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
 from pipeline.data.duplicates import cluster
-from pipeline.data.splits import Leakage, assign
+from pipeline.data.splits import Belonging, Leakage, assign
 
 from pipeline.data.cleaning import OptOut
 from pipeline.data.manifest import SPLITS
@@ -94,7 +94,9 @@ def stale_parts(parts: Sequence[Part], opt_out: OptOut) -> list[Part]:
         table = part.column_table(["record", "bytes_id", "content", "origin"])
         listed = [
             any(opt_out.has(f"{value:016x}", "", origin) for value in (record, file, content) if value is not None)
-            for record, file, content, origin in zip(*(table[name].to_pylist() for name in table.column_names), strict=True)
+            for record, file, content, origin in zip(
+                *(table[name].to_pylist() for name in table.column_names), strict=True
+            )
         ]
         if (np.array(listed, bool) != out).any():
             stale.append(part)
@@ -114,15 +116,16 @@ class Selection:
     leaked: np.ndarray
     leakage: Leakage
     pairs: np.ndarray
-    notes: list[str] = field(default_factory=list)
+    notes: tuple[str, ...]
 
     def chosen(self, split: str) -> np.ndarray:
         """The rows of a split, int64, in the corpus's order."""
         return np.flatnonzero(self.side == SPLITS.index(split))
 
 
-def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: object) -> Selection:
-    """Decide on every row. `pairs` int64 `[P, 2]`: near duplicates among the rows.
+def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: Callable[[int], str]) -> Selection:
+    """Decide on every row. `pairs` int64 `[P, 2]`: near duplicates among the rows; `origin_of` names the n-th row that
+    is alive.
 
     Raises: CorpusError when a given split is parted by duplicates and `data.split.leakage` is `refuse`.
     """
@@ -132,17 +135,15 @@ def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: object) -> 
     clusters = cluster(len(rows), linked)
     if data.split.kind == "position":
         side = np.where(alive, rows.given, NO_SIDE).astype(np.uint8)
-        leakage = Leakage()
+        leakage, notes = Leakage(), ()
     else:
-        side = np.full(len(rows), NO_SIDE, np.uint8)
-        side[alive], leakage = assign(
-            rows.record[alive],
-            _renumbered(clusters, alive),
-            rows.group[alive],
-            rows.given[alive],
-            data.split,
-            origin_of,
+        belonging = Belonging(
+            rows.record[alive], _renumbered(clusters, alive), rows.group[alive], rows.given[alive]
         )
+        split = assign(belonging, data.split, origin_of)
+        side = np.full(len(rows), NO_SIDE, np.uint8)
+        side[alive] = np.minimum(split.side, NO_SIDE)
+        leakage, notes = split.leakage, split.notes
     leaked = alive & (side == NO_SIDE)
     exact = near = np.zeros(len(rows), bool)
     if data.duplicates.exact == "drop":
@@ -151,7 +152,7 @@ def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: object) -> 
     if data.duplicates.near == "drop":
         near = _not_first(clusters, side)
         side[near] = NO_SIDE
-    return Selection(rows, side, clusters, exact, near, leaked, leakage, pairs)
+    return Selection(rows, side, clusters, exact, near, leaked, leakage, pairs, notes)
 
 
 def _same_content(rows: Rows, alive: np.ndarray) -> np.ndarray:

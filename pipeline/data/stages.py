@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pipeline.data.duplicates import sign
+from pipeline.data.duplicates import sign_batch
 from pipeline.data.splits import split_text
 
 from pipeline.data.cleaning import Lists, make_cleaner
@@ -54,7 +54,7 @@ class ReadStage:
         unit = json.loads(item["unit"])
         places = {name: place for place, (name, _) in enumerate(unit["files"])}
         rows = (row for record in self.corpus.read(unit) for row in self._rows(record, places))
-        part = write_part(self.store, unit, self._encoded(rows))
+        part = write_part(self.store, unit, self._finished(rows))
         return {"bytes": item["bytes"], "rows": part.num_rows}
 
     def _rows(self, record: Record, places: dict[str, int]) -> Iterator[Row]:
@@ -110,18 +110,22 @@ class ReadStage:
             data = piece.encode("utf-8") if isinstance(piece, str) else piece.tobytes()
             made: Row = {**row, "piece": number, "given": given, "content": _hash64(data)}
             made["length"] = None if self.codec.modality == "image" else len(piece)
-            if self.data.duplicates.near != "off":
-                made["signature"] = sign(piece, self.codec.modality)
-            yield {**made, **({"data": data} if self.codec.needs_fit else {RAW: piece})}
+            yield {**made, "data": data, RAW: piece}
 
-    def _encoded(self, rows: Iterable[Row]) -> Iterator[Row]:
-        """Rows with what is in them under RAW encoded, many at a time."""
+    def _finished(self, rows: Iterable[Row]) -> Iterator[Row]:
+        """Rows with the signature of what is under RAW and, where the codec has nothing to learn, its example: many at
+        a time, which is faster."""
+        rate = self.codec.layout().sample_rate_hz
         for chunk in _chunks(rows, 256):
-            raws = [row[RAW] for row in chunk if RAW in row]
-            examples = iter(self.codec.encode_batch(raws))
-            for row in chunk:
-                raw = row.pop(RAW, None)
-                yield row if raw is None else {**row, **coded(self.codec, raw, next(examples))}
+            made = [row for row in chunk if RAW in row]
+            raws = [row.pop(RAW) for row in made]
+            if self.data.duplicates.near != "off":
+                for row, signature in zip(made, sign_batch(raws, self.codec.modality, rate), strict=True):
+                    row["signature"] = signature
+            if not self.codec.needs_fit:
+                for row, raw, example in zip(made, raws, self.codec.encode_batch(raws), strict=True):
+                    row |= coded(self.codec, raw, example)
+            yield from chunk
 
 
 def coded(codec: Codec, raw: Any, example: np.ndarray) -> Row:

@@ -5,14 +5,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-import numpy as np
-
 from pipeline.data.cleaning.cleaner import REASONS, Cleaned, Cleaner, make_cleaner
 from pipeline.data.cleaning.lists import BlockList, Lists, OptOut, read_block_list, read_lists, read_opt_out
 from pipeline.data.cleaning.personal_data import Finding, find_personal_data, mask, mask_personal_data
-from pipeline.spec import CleaningSpec
 
 __all__ = [
     "REASONS",
