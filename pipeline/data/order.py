@@ -5,6 +5,7 @@ Neither the number of workers nor where the examples lie comes into it: in memor
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -80,8 +81,7 @@ class Order:
     def window_at(self, position: int) -> Window:
         """The window in which a position of the endless order lies."""
         windows = self._windows(position // self.count)
-        place = int(np.searchsorted([window.start for window in windows], position, side="right")) - 1
-        return windows[place]
+        return windows[bisect_right(windows, position, key=lambda window: window.start) - 1]
 
     def cut(self, start: int, stop: int) -> Iterator[tuple[Window, int, int]]:
         """The parts of the positions `start` to `stop` by window: each with its first position and the one after its

@@ -208,3 +208,25 @@ def test_what_is_not_wanted_is_let_go_and_may_still_be_had() -> None:
     assert (len(ahead), ahead.get(1)) == (2, 1)
     ahead.close()
     assert sorted(made) == [1, 1, 2, 3]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("share", [0.25, 0.0])
+@pytest.mark.parametrize("layout", [PICTURES, TEXT])
+def test_batches_on_a_gpu_are_those_on_the_host(share: float, layout: Layout, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.data.batches.DEVICE_SHARE", share)  # 0: the split stays in the host's memory
+    x = tokens(40) if layout.continuous else pictures(40)
+    prepared = write_prepared(memory_store(), layout, x, 9, 4)
+    feeds = [
+        make_batches(prepared, "train", TrainingSpec.model_validate({"batch_size": 8, "load": load}), 0, 1, 2, device)
+        for load in ("memory", "stream")
+        for device in ("cpu", "cuda")
+    ]
+    for number in range(20):
+        first, *others = (feed.batch(number) for feed in feeds)
+        for other in others:
+            torch.testing.assert_close(other.x.cpu(), first.x)
+            assert other.label.tolist() == first.label.tolist() and other.index.tolist() == first.index.tolist()
+    for feed in feeds:
+        feed.close()
