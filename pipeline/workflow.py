@@ -193,6 +193,7 @@ def train_job(
 
         with watch.stage("prepare"):
             prepared = prepare(spec, store, progress)
+            prepared.verify(progress)
         with watch.stage("tracking"):
             tracking = opening.result()
         key = key or run_key(spec, prepared.key, store)

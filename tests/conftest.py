@@ -94,9 +94,11 @@ class PreparedInMemory:
             self.codec.fit(raws["train"])
         self.layout: Layout = self.codec.layout()
         self.raws = raws
-        self.manifest = SimpleNamespace(splits={name: {"rows": len(part)} for name, part in raws.items()})
+        self.manifest = SimpleNamespace(
+            splits={name: {"rows": len(part), "shards": [{"rows": len(part)}]} for name, part in raws.items()}
+        )
 
-    def load_split(self, name: str, verify: bool = True) -> SplitArrays:
+    def load_split(self, name: str, verify: bool = True, max_rows: int | None = None) -> SplitArrays:
         encoded = [self.codec.encode(raw) for raw in self.raws[name]]
         empty = torch.zeros(0, dtype=torch.int64)
         if self.layout.continuous:

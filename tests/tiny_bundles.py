@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.codec import make_codec
+from pipeline.data.manifest import FORMAT_VERSION, Manifest
 from pipeline.generation.sampling import save_bundle
 from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec
@@ -44,20 +45,20 @@ def tiny_manifest(spec: RunSpec) -> dict[str, Any]:
     codec = make_codec(spec.data.codec)
     if codec.needs_fit:
         codec.fit([TEXT])
-    return {
-        "format_version": 1,
-        "key": "0123456789abcdef",
-        "corpus": {
+    return Manifest(
+        format_version=FORMAT_VERSION,
+        key="0123456789abcdef",
+        corpus={
             "fingerprint": "f" * 64,
             "licence": "CC0-1.0",
             "source": spec.data.source.model_dump(mode="json"),
         },
-        "split": spec.data.split.model_dump(mode="json"),
-        "codec": codec.state(),
-        "layout": codec.layout(("one", "two")).as_dict(),
-        "splits": {"train": {"rows": 90}, "validation": {"rows": 0}, "test": {"rows": 10}},
-        "report": {"read": 101, "kept": 100, "quarantined_count": 1},
-    }
+        split=spec.data.split.model_dump(mode="json"),
+        codec=codec.state(),
+        layout=codec.layout(("one", "two")).as_dict(),
+        splits={"train": {"rows": 90}, "validation": {"rows": 0}, "test": {"rows": 10}},
+        report={"read": 101, "kept": 100, "quarantined_count": 1},
+    ).as_dict()
 
 
 def make_bundle(folder: Path, modality: str, **changes: Any) -> Path:

@@ -1,21 +1,26 @@
 """Batches in a global order that is a function of (seed, position) alone, not of the number of workers.
 
 Runs in every training worker. The k-th global batch is computed, not iterated to: nothing but k has to be
-saved, a run resumes anywhere, and worker r of W takes rows r, r + W, … of it. The split sits in memory as one
-tensor, on the device.
+saved, a run resumes anywhere, and worker r of W takes rows r, r + W, … of it. Here the split sits in memory as one
+tensor; `streaming` gives the same batches from shards, and `feed` chooses.
 """
 
 from __future__ import annotations
 
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.data.layout import Layout
+from pipeline.data.order import Order
 from pipeline.data.prepared import SplitArrays
 from pipeline.errors import PreparedDataError
-from pipeline.models.base import Batch, make_generator
+from pipeline.models.base import Batch
+
+DEVICE_SHARE = 0.25
+"""Of the memory that is free on a GPU when training begins, what a split may take to lie there."""
 
 
 class Batches(Protocol):
@@ -24,56 +29,49 @@ class Batches(Protocol):
     def batch(self, number: int) -> Batch:
         """This rank's slice of the `number`-th global batch, on the device."""
 
+    def close(self) -> None:
+        """End what reads in the background; there are no batches afterwards."""
+
 
 class ShuffledBatches:
-    """Examples in a fresh permutation every epoch; batches run on from one epoch into the next.
+    """Examples in a fresh order every epoch; batches run on from one epoch into the next.
 
-    The endless sequence of permutations is cut into batches of exactly `batch_size`, so that every example is
-    seen once an epoch, none is dropped, and all workers take equally many steps.
+    The endless `order` is cut into batches of exactly `batch_size`, so that every example is seen once an epoch, none
+    is dropped, and all workers take equally many steps.
     """
 
     def __init__(
         self,
         arrays: SplitArrays,
         layout: Layout,
+        order: Order,
         batch_size: int,
-        seed: int,
         rank: int = 0,
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.layout, self.batch_size, self.seed = layout, batch_size, seed
-        self.rank, self.world_size = rank, world_size
-        self.x, self.label = arrays.x.to(device), arrays.label.to(device)
-        self.count = len(self.x)
-        if self.count == 0:
-            raise PreparedDataError(
-                "the training split is empty; give data.split a smaller share of validation and test"
-            )
-        self._permutations: dict[int, Tensor] = {}
+        self.layout, self.order, self.batch_size = layout, order, batch_size
+        self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
+        self.home = home_of(arrays.x, self.device)
+        self.x, self.label = arrays.x.to(self.home), arrays.label.to(self.home)
 
-    def rows(self, number: int) -> Tensor:
+    def rows(self, number: int) -> np.ndarray:
         """The rows of the `number`-th global batch, int64 `[batch_size]`."""
-        start = number * self.batch_size
-        parts: list[Tensor] = []
-        while start < (number + 1) * self.batch_size:
-            epoch, offset = divmod(start, self.count)
-            taken = min(self.count - offset, (number + 1) * self.batch_size - start)
-            parts.append(self._permutation(epoch)[offset : offset + taken])
-            start += taken
-        return torch.cat(parts)
-
-    def _permutation(self, epoch: int) -> Tensor:
-        if epoch not in self._permutations:
-            generator = make_generator(self.seed, "order", epoch)
-            # A batch spans few epochs; those behind are not needed again.
-            self._permutations = {e: p for e, p in self._permutations.items() if e == epoch - 1}
-            self._permutations[epoch] = torch.randperm(self.count, generator=generator)
-        return self._permutations[epoch]
+        parts = [
+            self.order.rows(window)[start - window.start : stop - window.start]
+            for window, start, stop in self.order.cut(number * self.batch_size, (number + 1) * self.batch_size)
+        ]
+        return np.concatenate(parts)
 
     def batch(self, number: int) -> Batch:
-        index = self.rows(number)[self.rank :: self.world_size].to(self.x.device)
-        return Batch(self.layout.to_model(self.x[index]), self.label[index], index)
+        index = torch.from_numpy(self.rows(number)[self.rank :: self.world_size].copy())
+        at_home = to_device(index, self.home)
+        # `index_select` copies a row at a time: 10 times as fast as indexing, which copies numbers.
+        x, label = (to_device(values.index_select(0, at_home), self.device) for values in (self.x, self.label))
+        return Batch(self.layout.to_model(x), label, to_device(index, self.device))
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
 
 
 class LaneBatches:
@@ -92,34 +90,49 @@ class LaneBatches:
         world_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        self.length = layout.length
-        self.stream = torch.cat([arrays.x.flatten(), arrays.tail.flatten().to(arrays.x.dtype)]).to(device)
+        self.length, self.device = layout.length, torch.device(device)
+        self.home = home_of(arrays.x, self.device)
+        self.stream = torch.cat([arrays.x.flatten(), arrays.tail.flatten().to(arrays.x.dtype)]).to(self.home)
         tokens = len(self.stream)
-        if tokens < self.length + 1:
-            raise PreparedDataError(
-                f"the training text has {tokens} tokens and a window is {self.length}; lower data.codec.length"
-            )
-        lanes = torch.arange(batch_size, device=device)[rank::world_size]
+        check_tokens(tokens, self.length)
+        lanes = torch.arange(batch_size, device=self.home)[rank::world_size]
         self.starts = lanes * tokens // batch_size
-        self.within = torch.arange(self.length + 1, device=device)
-        self.unlabelled = torch.full((len(lanes),), -1, device=device)
+        self.within = torch.arange(self.length + 1, device=self.home)
+        self.unlabelled = torch.full((len(lanes),), -1, device=self.device)
 
     def batch(self, number: int) -> Batch:
         starts = self.starts + number * self.length
         positions = (starts.unsqueeze(1) + self.within) % len(self.stream)
-        return Batch(self.stream[positions].long(), self.unlabelled, (starts % len(self.stream)) // self.length)
+        index = (starts % len(self.stream)) // self.length
+        x = to_device(self.stream[positions], self.device)
+        return Batch(x.long(), self.unlabelled, to_device(index, self.device))
+
+    def close(self) -> None:
+        """Nothing runs in the background."""
 
 
-def make_batches(
-    arrays: SplitArrays,
-    layout: Layout,
-    batch_size: int,
-    seed: int,
-    rank: int = 0,
-    world_size: int = 1,
-    device: torch.device | str = "cpu",
-) -> Batches:
-    """Lanes for continuous text, shuffled examples for everything else. `batch_size` is the global one."""
-    if layout.continuous:
-        return LaneBatches(arrays, layout, batch_size, rank, world_size, device)
-    return ShuffledBatches(arrays, layout, batch_size, seed, rank, world_size, device)
+def check_tokens(tokens: int, length: int) -> None:
+    """Raises: PreparedDataError when a training text is shorter than a window and the token after it."""
+    if tokens < length + 1:
+        raise PreparedDataError(
+            f"the training text has {tokens} tokens and a window is {length}; lower data.codec.length"
+        )
+
+
+def home_of(x: Tensor, device: torch.device) -> torch.device:
+    """Where a split in memory lies: on the GPU that trains, where it takes up to `DEVICE_SHARE` of what is free there
+    (the optimiser and the activations are still to come), else in the host's memory."""
+    if device.type != "cuda":
+        return device
+    free, _ = torch.cuda.mem_get_info(device)
+    return device if x.nbytes <= DEVICE_SHARE * free else torch.device("cpu")
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """`values` on the device; to a GPU by a copy that the step does not wait for.
+
+    Only a copy from pinned memory is one. PyTorch keeps such memory, and gives it away again when the copy is done.
+    """
+    if device.type == "cuda" and values.device.type == "cpu":
+        return values.pin_memory().to(device, non_blocking=True)
+    return values.to(device)

@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 if TYPE_CHECKING:
     # Ray Data's workers read layouts and codecs; without torch they start 1.6 s sooner.
     from torch import Tensor
@@ -68,6 +70,17 @@ class Layout:
         for extent in self.shape:
             count *= extent
         return count
+
+    @property
+    def example_bytes(self) -> int:
+        """Bytes of one example in the stored type."""
+        return self.dimensions * np.dtype(self.stored_dtype).itemsize
+
+    @property
+    def loaded_dtype(self) -> np.dtype[Any]:
+        """The type of stored values in memory: int32 for uint16, on which torch has few operations."""
+        stored = np.dtype(self.stored_dtype)
+        return np.dtype(np.int32) if stored == np.uint16 else stored
 
     def to_model(self, stored: Tensor) -> Tensor:
         """Stored values, any leading dimensions, as networks see them: int64 tokens or floats of the default type."""

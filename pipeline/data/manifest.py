@@ -1,7 +1,8 @@
 """The manifest of a prepared set: what it is, what is in it, and how to know that it is whole.
 
-prepared/<key>/train-00000.parquet …  id: string, origin: string, label: string, x: arrow.fixed_shape_tensor
-prepared/<key>/records.parquet            record: uint64, split: string (null where quarantined or dropped)
+prepared/<key>/train-00000.parquet …  id, origin, label: string, x: one example's bytes in the stored type, in C order
+                                      (dtype and shape are in the column's metadata)
+prepared/<key>/records.parquet        record: uint64, split: string (null where quarantined or dropped)
 prepared/<key>/manifest.json
 """
 
@@ -33,9 +34,9 @@ class Manifest:
     `corpus`: fingerprint, licence, source and `records` (file, count, sha256; sets made by hand may have none);
     `cleaning`, `duplicates`, `split`: how, as in the spec; `codec`: the fitted codec's state; `splits`: for each
     split its `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous
-    stream leaves after its last whole window), `labels` (counts) and `shards` (file, rows, bytes, sha256); `report`:
-    what was read, kept, dropped and quarantined, and why (`card.describe`). The same corpus and spec give the same
-    manifest, byte for byte, whoever prepares and however often he was interrupted.
+    stream leaves after its last whole window), `labels` (counts) and `shards` (file, rows, group_rows of each
+    row group but the last, bytes, sha256); `report`: what was read, kept, dropped and quarantined, and why
+    (`card.describe`). As a dict it also has its own `sha256`. The same corpus and spec give the same manifest, byte for byte, whoever prepares and however often he was interrupted.
     """
 
     format_version: int
@@ -50,20 +51,36 @@ class Manifest:
     report: dict[str, Any]
 
     def as_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        return {**asdict(self), "sha256": self.digest()}
+
+    def digest(self) -> str:
+        """sha256 of the manifest as canonical JSON: keys sorted, no spaces, UTF-8."""
+        # By way of JSON, so that a manifest is the same before it was written and after it was read.
+        values = json.loads(json.dumps(asdict(self)))
+        text = json.dumps(values, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Manifest:
-        """Raises: PreparedDataError when a key is missing or the format is not this version's."""
-        missing = [field.name for field in fields(cls) if field.name not in values]
-        if missing:
-            raise PreparedDataError(f"the manifest has no {', '.join(missing)}; run 'atelier prepare' again")
-        if values["format_version"] != FORMAT_VERSION:
+    def from_dict(cls, values: dict[str, Any], where: str = MANIFEST) -> Manifest:
+        """From what `as_dict` gave, read from the file `where`.
+
+        Raises: PreparedDataError when a key is missing, the format is not this version's, or something was changed.
+        """
+        if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise PreparedDataError(
-                f"prepared set {values['key']} has format {values['format_version']}, this version reads "
+                f"{where}: prepared set {values.get('key')} has format {values['format_version']}, this version reads "
                 f"{FORMAT_VERSION}; run 'atelier prepare' again"
             )
-        return cls(**{field.name: values[field.name] for field in fields(cls)})
+        missing = [name for name in (*(field.name for field in fields(cls)), "sha256") if name not in values]
+        if missing:
+            raise PreparedDataError(f"{where}: the manifest has no {', '.join(missing)}; run 'atelier prepare' again")
+        manifest = cls(**{field.name: values[field.name] for field in fields(cls)})
+        if manifest.digest() != values["sha256"]:
+            raise PreparedDataError(
+                f"{where}: was edited, its sha256 is {manifest.digest()[:12]}… and not {str(values['sha256'])[:12]}…; "
+                "put it back as it was, or delete its folder and run 'atelier prepare' again"
+            )
+        return manifest
 
 
 def prepared_key(spec: RunSpec, corpus: Corpus) -> str:

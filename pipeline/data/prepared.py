@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,8 +21,13 @@ from torch import Tensor
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, MANIFEST, RECORDS, SPLITS, Manifest
+from pipeline.data.shard_reader import ShardReader
 from pipeline.errors import PreparedDataError
+from pipeline.progress import Progress, silent
 from pipeline.storage import Store
+
+VERIFY_THREADS = 4
+"""Hashing takes a processor each, reading from an object store mostly waits."""
 
 
 @dataclass
@@ -106,28 +112,56 @@ class Prepared:
     def layout(self) -> Layout:
         return Layout.from_dict(self.manifest.layout)
 
-    def load_split(self, name: str, verify: bool = True) -> SplitArrays:
-        """Read all shards of a split. Raises: PreparedDataError naming a shard that is missing, whose rows are not
-        as many as the manifest says or, when `verify`, whose bytes have changed."""
-        entry = self.manifest.splits[name]
-        layout = self.layout
-        x = np.empty((entry["rows"], *layout.shape), layout.stored_dtype)
-        label = np.full(entry["rows"], -1, np.int64)
+    def shards(self, split: str) -> list[ShardReader]:
+        """The shards of a split, in the manifest's order."""
+        return [ShardReader(self.store, entry, self.layout) for entry in self.manifest.splits[split]["shards"]]
+
+    def load_split(self, name: str, verify: bool = True, max_rows: int | None = None) -> SplitArrays:
+        """Read a split into memory, or no more than its first `max_rows` rows: the tail is then left out as well.
+
+        Raises: PreparedDataError naming a shard that is missing, whose bytes or rows are not as many as the manifest
+        says or, when `verify`, whose bytes have changed.
+        """
+        entry, layout = self.manifest.splits[name], self.layout
+        cut = max_rows is not None and max_rows < entry["rows"]
+        rows = max_rows if cut and max_rows is not None else entry["rows"]
+        x = np.empty((rows, *layout.shape), layout.loaded_dtype)
+        label = np.empty(rows, np.int64)
         ids: list[pa.Array] = []
         row = 0
-        for shard in entry["shards"]:
-            table = self._read_shard(shard, verify)
-            stop = row + table.num_rows
-            x[row:stop] = table["x"].combine_chunks().to_numpy_ndarray()
-            label[row:stop] = _label_indices(table["label"], layout.labels)
-            ids.extend(table["id"].chunks)
-            row = stop
-        if x.dtype == np.uint16:  # torch has few operations on uint16
-            x = x.astype(np.int32)
-        tail = torch.tensor(entry["tail_tokens"], dtype=torch.int64)
-        return SplitArrays(
-            x=torch.from_numpy(x), label=torch.from_numpy(label), ids=pa.chunked_array(ids, pa.string()), tail=tail
-        )
+        for shard in self.shards(name):
+            if row >= rows:
+                break
+            for _, examples in shard.groups(with_ids=True, verify=verify):
+                taken = slice(0, min(len(examples.x), rows - row))
+                stop = row + taken.stop
+                x[row:stop], label[row:stop] = examples.x[taken], examples.label[taken]
+                assert examples.ids is not None
+                ids.extend(examples.ids[taken].chunks)
+                row = stop
+        if row != rows:
+            raise PreparedDataError(
+                f"{self.store.path(MANIFEST)}: the shards of {name} have {row:,} rows, the split {entry['rows']:,}; "
+                f"delete {self.store.uri} and run 'atelier prepare' again"
+            )
+        tail = torch.tensor([] if cut else entry["tail_tokens"], dtype=torch.int64)
+        return SplitArrays(torch.from_numpy(x), torch.from_numpy(label), pa.chunked_array(ids, pa.string()), tail)
+
+    def verify(self, progress: Progress = silent) -> None:
+        """Compare every file of the set with the manifest: size, rows and sha256, a piece at a time in a few threads.
+
+        Raises: PreparedDataError naming the first file that is missing or differs.
+        """
+        shards = [shard for name in self.manifest.splits for shard in self.shards(name)]
+        with ThreadPoolExecutor(VERIFY_THREADS, thread_name_prefix="atelier-verify") as threads:
+            checks = [threads.submit(shard.check_bytes) for shard in shards]
+            try:
+                for done, check in enumerate(checks, start=1):
+                    check.result()
+                    progress("verify", done, len(shards), "reading the prepared set against its checksums")
+                self.load_records()
+            finally:
+                threads.shutdown(cancel_futures=True)
 
     def load_records(self) -> Records | None:
         """Which records the set was made from; None for a set from before these were kept.
@@ -156,37 +190,13 @@ class Prepared:
         infos = self.store.filesystem.get_file_info([self.store.path(shard["file"]) for shard in shards])
         return [shard["file"] for shard, info in zip(shards, infos, strict=True) if info.size != shard["bytes"]]
 
-    def _read_shard(self, shard: dict[str, Any], verify: bool) -> pa.Table:
-        where = self.store.path(shard["file"])
-        again = f"delete {self.store.uri} and run 'atelier prepare' again"
-        if not self.store.exists(shard["file"]):
-            raise PreparedDataError(f"{where}: the shard is missing; {again}")
-        data = self.store.read_bytes(shard["file"])
-        if verify and hashlib.sha256(data).hexdigest() != shard["sha256"]:
-            raise PreparedDataError(f"{where}: the shard was changed, its sha256 is not the manifest's; {again}")
-        try:
-            table = pq.read_table(pa.BufferReader(data))
-        except (pa.ArrowException, OSError) as error:
-            raise PreparedDataError(f"{where}: the shard cannot be read ({error}); {again}") from None
-        if table.num_rows != shard["rows"]:
-            raise PreparedDataError(f"{where}: {table.num_rows:,} rows, the manifest says {shard['rows']:,}; {again}")
-        return table
-
-
-def _label_indices(column: pa.ChunkedArray, labels: tuple[str, ...]) -> np.ndarray:
-    """Label strings as indices into `labels`, int64 `[N]`; -1 for none or one that training never saw."""
-    if not labels:
-        return np.full(len(column), -1, np.int64)
-    indices = pc.index_in(column, value_set=pa.array(labels, pa.string()))
-    return np.asarray(pc.fill_null(indices, -1).to_numpy(), np.int64)
-
 
 def find_prepared(store: Store, key: str) -> Prepared | None:
     """The prepared set `key` in the storage, or None when there is none that is complete."""
     folder = store.child(FOLDER, key)
     if not folder.exists(MANIFEST):
         return None
-    return Prepared(folder, Manifest.from_dict(folder.read_json(MANIFEST)))
+    return Prepared(folder, Manifest.from_dict(folder.read_json(MANIFEST), folder.path(MANIFEST)))
 
 
 def open_prepared(store: Store, key: str) -> Prepared:

@@ -1,11 +1,12 @@
 """Writing shards: Parquet files of exactly so many rows, each with its checksum.
 
-Runs wherever `prepare` writes; `prepared` reads them back.
+Runs wherever `prepare` writes; `shard_reader` reads them back.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections import Counter
 from typing import Any
 
@@ -16,6 +17,22 @@ import pyarrow.parquet as pq
 from pipeline.data.layout import Layout
 from pipeline.storage import Store
 
+GROUP_BYTES = 2**20
+"""Of examples in a row group, before compression: what a lane of continuous text holds, and the least that is read."""
+COMPRESSION, COMPRESSION_LEVEL = "zstd", 3
+"""By `tests.benchmarks.compression`, bytes to one of examples on digits, colour pictures, speech, English and Chinese
+text as bytes, and byte pairs; then MB/s written and read by one thread:
+
+    zstd 1  .21 .97 .75 .39 .53 .63   100–400   490–1,120
+    zstd 3  .21 .94 .74 .35 .45 .56    70–320   350–950
+    zstd 9  .20 .93 .73 .32 .42 .53    20–60    300–970
+    lz4     .29 .97 .92 .59 .71 .81   160–520   680–1,610
+    snappy  .30 .99 .92 .57 .68 .77   150–830   260–1,610
+
+Training takes some 50 MB/s and decoding a corpus is slower than writing, so size decides, until it costs four times the
+time. BYTE_STREAM_SPLIT made files larger and reading 2 to 3 times slower, DELTA_BYTE_ARRAY changed nothing.
+"""
+
 
 class ShardWriter:
     """Writes the examples of one split as shards of exactly `rows_per_shard` rows (the last may be shorter).
@@ -24,9 +41,9 @@ class ShardWriter:
     """
 
     def __init__(self, store: Store, split: str, layout: Layout, rows_per_shard: int) -> None:
-        self.store, self.split, self.rows_per_shard = store, split, rows_per_shard
-        self.tensor_type = pa.fixed_shape_tensor(pa.from_numpy_dtype(layout.stored_dtype), layout.shape)
-        self.shape, self.dtype = layout.shape, np.dtype(layout.stored_dtype)
+        self.store, self.split, self.layout, self.rows_per_shard = store, split, layout, rows_per_shard
+        self.group_rows = max(1, GROUP_BYTES // layout.example_bytes)
+        self.schema = shard_schema(layout)
         self.shards: list[dict[str, Any]] = []
         self.labels: Counter[str] = Counter()
         self.rows = 0
@@ -38,12 +55,10 @@ class ShardWriter:
 
         Raises: StorageError when a shard cannot be written.
         """
-        storage = pa.FixedSizeListArray.from_arrays(
-            pa.array(np.ascontiguousarray(x, self.dtype).reshape(-1)), int(np.prod(self.shape))
-        )
-        tensors = pa.ExtensionArray.from_storage(self.tensor_type, storage)
-        columns = [ids.cast(pa.string()), origins.cast(pa.string()), labels.cast(pa.string()), tensors]
-        self._waiting.append(pa.table(columns, names=["id", "origin", "label", "x"]))
+        data = pa.py_buffer(np.ascontiguousarray(x, self.layout.stored_dtype))
+        examples = pa.Array.from_buffers(self.schema.field("x").type, len(x), [None, data])
+        columns = [ids.cast(pa.string()), origins.cast(pa.string()), labels.cast(pa.string()), examples]
+        self._waiting.append(pa.table(columns, schema=self.schema))
         self._waiting_rows += len(x)
         self.rows += len(x)
         self.labels.update(label for label in labels.to_pylist() if label is not None)
@@ -62,16 +77,44 @@ class ShardWriter:
         return self.shards
 
     def _write_shard(self, table: pa.Table) -> None:
-        sink = pa.BufferOutputStream()
-        pq.write_table(table.combine_chunks(), sink, compression="zstd", use_dictionary=["label"])
-        data = sink.getvalue().to_pybytes()
+        data = as_parquet(table, self.group_rows)
         file = f"{self.split}-{len(self.shards):05d}.parquet"
         self.store.write_bytes(data, file)
-        sha256 = hashlib.sha256(data).hexdigest()
-        self.shards.append({"file": file, "rows": table.num_rows, "bytes": len(data), "sha256": sha256})
+        self.shards.append(
+            {
+                "file": file,
+                "rows": table.num_rows,
+                "group_rows": self.group_rows,
+                "bytes": len(data),
+                "sha256": hashlib.sha256(data).hexdigest(),
+            }
+        )
+
+
+def shard_schema(layout: Layout) -> pa.Schema:
+    """The columns of a shard. An example is one value of fixed size, its numbers in C order: as a list, which
+    Parquet widens to 32 bits, it took 5 to 10 times as long to read, and up to twice the room."""
+    about = {"dtype": layout.stored_dtype, "shape": json.dumps(layout.shape)}
+    columns = [pa.field(name, pa.string()) for name in ("id", "origin", "label")]
+    return pa.schema([*columns, pa.field("x", pa.binary(layout.example_bytes), metadata=about)])
+
+
+def as_parquet(table: pa.Table, group_rows: int) -> bytes:
+    """A Parquet file of `table` in row groups of `group_rows`; equal tables give equal bytes."""
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        table.combine_chunks(),
+        sink,
+        row_group_size=group_rows,
+        compression=COMPRESSION,
+        compression_level=COMPRESSION_LEVEL,
+        use_dictionary=["label"],
+        write_statistics=False,
+        write_page_checksum=True,
+    )
+    return bytes(sink.getvalue().to_pybytes())
 
 
 def rows_per_shard(layout: Layout, megabytes: float) -> int:
     """How many examples of `layout` make a shard of `megabytes` (2^20 bytes) before compression; at least one."""
-    example = layout.dimensions * np.dtype(layout.stored_dtype).itemsize
-    return max(1, int(megabytes * 2**20) // example)
+    return max(1, int(megabytes * 2**20) // layout.example_bytes)

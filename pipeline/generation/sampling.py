@@ -24,6 +24,7 @@ from torch import Tensor
 
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout, Modality
+from pipeline.data.manifest import Manifest
 from pipeline.errors import AtelierError, RegistryError, SpecError
 from pipeline.models import build_model
 from pipeline.models.base import GenerativeModel, SamplingOptions, make_generator
@@ -83,7 +84,8 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
     try:
         spec = make_spec(json.loads(files[SPEC]), where=str(folder / SPEC))
         manifest = json.loads(files[MANIFEST])
-        codec, layout = codec_from_state(manifest["codec"]), Layout.from_dict(manifest["layout"])
+        prepared = Manifest.from_dict(manifest, str(folder / MANIFEST))
+        codec, layout = codec_from_state(prepared.codec), Layout.from_dict(prepared.layout)
         model = build_model(spec, layout)
         model.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
     except (AtelierError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:

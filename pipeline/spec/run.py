@@ -30,8 +30,8 @@ class TrainingSpec(Strict):
     without Ray Train. `placement: pack` keeps the workers on as few nodes as they fit on, `spread` on as many as
     there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
-    `memory_megabytes`; the order of the examples is the same. It is a permutation of whole shards, within which the
-    rows of as many shards as hold `shuffle_window` examples are shuffled together.
+    `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
+    which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
     `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
     training begins; its optimisers and schedule begin anew.
     """

@@ -31,6 +31,8 @@ FREE_TO_CHANGE = (
     ("data", "source", "path"),
     ("training", "steps"),
     ("training", "max_seconds"),
+    ("training", "load"),
+    ("training", "memory_megabytes"),
     ("training", "num_workers"),
     ("training", "threads_per_worker"),
     ("training", "use_gpu"),

@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 POLL_SECONDS = 0.25
+TELLING_WAIT = 0.05
+"""The share of the time spent waiting for data from which on progress says so."""
 
 
 @dataclass
@@ -157,14 +159,16 @@ class _Follower:
 
 
 def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:
-    """One line of progress: speed, losses, time left."""
+    """One line of progress: speed, losses, time left, and how long training waits for data when that is long."""
     metrics: dict[str, float] = values["metrics"]
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
         parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
-    hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second")
+    hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second", "train/data_wait_share")
     shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in hidden]
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
+    if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
+        parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
         left = (steps - values["step"]) / rate

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.data.batches import Batches
+from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.steps import Stepper, lr_share
@@ -52,14 +53,38 @@ class _Means:
             value = value.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
 
-    def take(self, world_size: int) -> dict[str, float]:
+    def take(self, world_size: int, waited: float) -> tuple[dict[str, float], float]:
+        """The means, and the mean of the seconds that each rank `waited`; both over all ranks."""
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] for name in names]) / max(self.count, 1)
+        stacked = torch.cat([stacked, stacked.new_tensor([waited])])
         if world_size > 1:
             dist.all_reduce(stacked)
             stacked /= world_size
         self.sums, self.count = {}, 0
-        return dict(zip(names, stacked.tolist(), strict=True))
+        *means, waited = stacked.tolist()
+        return dict(zip(names, means, strict=True)), waited
+
+
+class _Waiting:
+    """The batches, and the seconds that the training thread has waited for them."""
+
+    def __init__(self, batches: Batches) -> None:
+        self.batches = batches
+        self.seconds = 0.0
+
+    def batch(self, number: int) -> Batch:
+        start = time.perf_counter()
+        batch = self.batches.batch(number)
+        self.seconds += time.perf_counter() - start
+        return batch
+
+    def take(self) -> float:
+        seconds, self.seconds = self.seconds, 0.0
+        return seconds
+
+    def close(self) -> None:
+        self.batches.close()
 
 
 class Clock:
@@ -101,16 +126,19 @@ def run_loop(
     """Train from `start` to the limit; return where it ended.
 
     Reports come every `report_every` steps and at the end, validation every `validate_every` and at the end,
-    checkpoints every `checkpoint_every` and at the end. Raises: NonFiniteLossError.
+    checkpoints every `checkpoint_every` and at the end. `train/data_wait_share` is the share (0 to 1, lower is better,
+    mean over ranks) of the time since the last report that steps spent waiting for their batches. Raises:
+    NonFiniteLossError.
     """
     clock = Clock(start.seconds, training.max_seconds, stepper.world_size, stepper.device)
     means = _Means({})
     step = start.step
     progress = progress_of(training, step, clock.look(step))
+    waiting = _Waiting(batches)
     last_time, last_step = time.monotonic(), step
     examples_per_step = training.batch_size * stepper.batches_per_step
     while progress < 1.0:
-        means.add(stepper.step(step, batches, progress))
+        means.add(stepper.step(step, waiting, progress))
         share = lr_share(training, step, progress)
         step += 1
         progress = progress_of(training, step, clock.look(step))
@@ -118,12 +146,14 @@ def run_loop(
         at = Position(step, clock.own())
         metrics: dict[str, float] = {}
         if ends or step % training.report_every == 0:
-            metrics = {f"train/{name}": value for name, value in means.take(stepper.world_size).items()}
+            seen, waited = means.take(stepper.world_size, waiting.take())
+            metrics = {f"train/{name}": value for name, value in seen.items()}
             stepper.check_finite(metrics, step)
             elapsed = max(time.monotonic() - last_time, 1e-9)
             metrics["train/lr"] = training.lr * share
             metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
             metrics["train/steps_per_second"] = (step - last_step) / elapsed
+            metrics["train/data_wait_share"] = waited / elapsed
         if validate is not None and (ends or step % training.validate_every == 0):
             metrics |= {f"validation/{name}": value for name, value in validate(stepper).items()}
         if metrics:

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from pipeline.data.batches import make_batches
+from pipeline.data.feed import make_batches, rows_in_memory
 from pipeline.data.prepared import Prepared
 from pipeline.errors import WarmStartError
 from pipeline.evaluation.likelihood import evaluate_split
@@ -57,19 +57,23 @@ class Session:
             # Before the stepper is made: its moving average begins with these weights.
             load_weights(model, warm_weights, spec.training.warm_start)
         self.stepper = Stepper(model, spec.training, spec.seed, device, rank, world_size)
-        self.batches = make_batches(
-            prepared.load_split("train"), self.layout, spec.training.batch_size, spec.seed, rank, world_size, device
-        )
+        training = spec.training
+        self.batches = make_batches(prepared, "train", training, spec.seed, rank, world_size, device)
         has_validation = prepared.manifest.splits.get("validation", {}).get("rows", 0) > 0
-        self.held_out = prepared.load_split("validation") if has_validation else None
+        # In memory whatever `training.load`, and of a larger split what `memory_megabytes` holds: its first rows.
+        most = rows_in_memory(prepared.layout, training.memory_megabytes)
+        self.held_out = prepared.load_split("validation", verify=False, max_rows=most) if has_validation else None
         self.start = Position()
         if resume_from is not None:
             self.start = load_checkpoint(resume_from, self.stepper, spec)
 
     def run(self, hooks: Hooks) -> Position:
-        """Train to the limit. Raises: NonFiniteLossError."""
+        """Train to the limit, once. Raises: NonFiniteLossError; PreparedDataError when a streamed shard is damaged."""
         validate = None if self.held_out is None else self.validate
-        return run_loop(self.stepper, self.batches, self.spec.training, hooks, self.start, validate)
+        try:
+            return run_loop(self.stepper, self.batches, self.spec.training, hooks, self.start, validate)
+        finally:
+            self.batches.close()
 
     def validate(self, stepper: Stepper) -> dict[str, float]:
         """Scores on the first rows of the validation split, with one importance sample; a collective."""

@@ -78,6 +78,7 @@ def tune_job(
         slots = concurrency(campaign)
         with watch.stage("prepare"):
             prepared = prepare(campaign.base, store, progress)
+            prepared.verify(progress)
             if not prepared.manifest.splits.get("validation", {}).get("rows", 0):
                 raise SpecError(
                     f"{campaign.spec.name}: the validation split is empty, and trials are compared on it; raise "

@@ -1,9 +1,10 @@
-"""Shards, windows and the manifest without Ray: exact rows, exact reading back, damage noticed."""
+"""Shards and windows without Ray: exact rows, exact reading back, the same bytes again."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,41 +14,23 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.codec import make_codec
 from pipeline.data.collect import WindowPacker
-from pipeline.data.layout import Layout
-from pipeline.data.manifest import FORMAT_VERSION, Manifest
-from pipeline.data.prepared import Prepared, find_prepared, open_prepared
-from pipeline.data.shards import ShardWriter
-from pipeline.errors import PreparedDataError, StorageError
-from pipeline.spec import ImageCodecSpec
-from pipeline.storage import Store, open_store
-
-CODEC = make_codec(ImageCodecSpec(kind="image", size=(3, 2)))
+from pipeline.data.shards import GROUP_BYTES
+from pipeline.errors import StorageError
+from pipeline.storage import open_store
+from tests.data.prepared_sets import PICTURES, TEXT, memory_store, pictures, write_prepared
 
 
-def write_set(root: Store, key: str, x: np.ndarray, blocks: list[int], layout: Layout, rows: int = 4) -> Prepared:
-    store = root.child("prepared", key)
-    writer = ShardWriter(store, "train", layout, rows)
-    for start, stop in zip([0, *np.cumsum(blocks)[:-1]], np.cumsum(blocks), strict=True):
-        names = [f"{i:016x}" for i in range(start, stop)]
-        labels = pa.array([None if i % 3 == 2 else "ab"[i % 3] for i in range(start, stop)], pa.string())
-        writer.write(x[start:stop], pa.array(names), pa.array(names), labels)
-    entry = {"shards": writer.close(), "rows": writer.rows, "tail_tokens": []}
-    manifest = Manifest(FORMAT_VERSION, key, {}, {}, CODEC.state(), layout.as_dict(), {"train": entry}, {})
-    store.write_json(manifest.as_dict(), "manifest.json")
-    return open_prepared(root, key)
-
-
-@given(blocks=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(sum), rows=st.integers(1, 7))
-@settings(max_examples=15, deadline=None)
-def test_shards_are_exact_and_come_back_in_order(
-    blocks: list[int], rows: int, tmp_path_factory: pytest.TempPathFactory
-) -> None:
+@given(
+    blocks=st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(sum),
+    rows=st.integers(1, 7),
+    group=st.integers(1, 9),
+)
+@settings(max_examples=25, deadline=None)
+def test_shards_are_exact_and_come_back_in_order(blocks: list[int], rows: int, group: int) -> None:
     count = sum(blocks)
-    x = np.random.default_rng(0).integers(0, 256, (count, 1, 3, 2), dtype=np.uint8)
-    root = open_store(str(tmp_path_factory.mktemp("store")))
-    prepared = write_set(root, "k", x, blocks, CODEC.layout(("a", "b")), rows)
+    x = pictures(count)
+    prepared = write_prepared(memory_store(), PICTURES, x, rows, group, blocks=blocks)
     sizes = [shard["rows"] for shard in prepared.manifest.splits["train"]["shards"]]
     assert sizes == [rows] * (count // rows) + [count % rows] * (count % rows > 0)
     arrays = prepared.load_split("train")
@@ -57,71 +40,39 @@ def test_shards_are_exact_and_come_back_in_order(
     assert [str(name) for name in arrays.ids] == [f"{i:016x}" for i in range(count)]
 
 
-def test_a_label_that_training_never_saw_is_unknown(tmp_path: Path) -> None:
-    x = np.zeros((3, 1, 3, 2), np.uint8)
-    prepared = write_set(open_store(str(tmp_path)), "k", x, [3], CODEC.layout(("b",)))
+def test_a_label_that_training_never_saw_is_unknown() -> None:
+    prepared = write_prepared(memory_store(), replace(PICTURES, labels=("b",)), pictures(3))
     assert prepared.load_split("train").label.tolist() == [-1, 0, -1]
 
 
-def test_two_byte_tokens_become_int32(tmp_path: Path) -> None:
-    layout = Layout("text", "tokens", (5,), "uint16", "categorical", vocabulary=60_000)
-    x = np.full((2, 5), 59_999, np.uint16)
-    loaded = write_set(open_store(str(tmp_path)), "k", x, [2], layout).load_split("train").x
+def test_two_byte_tokens_become_int32() -> None:
+    x = np.full((2, 4), 59_999, np.uint16)
+    loaded = write_prepared(memory_store(), TEXT, x).load_split("train").x
     assert loaded.dtype == torch.int32 and loaded.max() == 59_999
 
 
-def test_the_column_is_a_standard_tensor_for_any_reader(tmp_path: Path) -> None:
-    x = np.zeros((3, 1, 3, 2), np.uint8)
-    prepared = write_set(open_store(str(tmp_path)), "k", x, [3], CODEC.layout())
+@pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])
+def test_any_parquet_reader_has_the_examples_with_their_type_and_shape(dtype: str, tmp_path: Path) -> None:
+    layout = replace(PICTURES, stored_dtype=dtype)
+    x = np.arange(42).reshape(7, 1, 3, 2).astype(dtype)
+    prepared = write_prepared(open_store(str(tmp_path)), layout, x, 7)
     table = pq.read_table(prepared.store.local_path("train-00000.parquet"))
-    assert table.schema.field("x").type == pa.fixed_shape_tensor(pa.uint8(), (1, 3, 2))
+    about = table.schema.field("x").metadata
+    seen = np.stack([np.frombuffer(value, about[b"dtype"].decode()) for value in table["x"].to_pylist()])
+    np.testing.assert_array_equal(seen.reshape(-1, *json.loads(about[b"shape"])), x)
+    np.testing.assert_array_equal(prepared.load_split("train").x.numpy(), x)
 
 
-def damaged(tmp_path: Path) -> tuple[Prepared, Path]:
-    x = np.arange(36, dtype=np.uint8).reshape(6, 1, 3, 2)
-    prepared = write_set(open_store(str(tmp_path)), "k", x, [6], CODEC.layout())
-    return prepared, prepared.store.local_path("train-00001.parquet")
+def test_row_groups_are_a_mebibyte_of_examples() -> None:
+    prepared = write_prepared(memory_store(), PICTURES, pictures(300_000), 400_000)
+    (shard,) = prepared.shards("train")
+    assert (shard.group_rows, shard.num_groups) == (GROUP_BYTES // 6, 2)
+    assert [len(shard.group(number)) for number in range(2)] == [GROUP_BYTES // 6, 300_000 - GROUP_BYTES // 6]
 
 
-def test_a_changed_shard_is_noticed_and_named(tmp_path: Path) -> None:
-    prepared, path = damaged(tmp_path)
-    data = bytearray(path.read_bytes())
-    data[40] ^= 1
-    path.write_bytes(data)
-    with pytest.raises(PreparedDataError, match=r"train-00001\.parquet: the shard was changed.*'atelier prepare'"):
-        prepared.load_split("train")
-    assert prepared.missing_shards() == []
-
-
-def test_a_shard_with_other_rows_is_noticed_without_verifying(tmp_path: Path) -> None:
-    prepared, path = damaged(tmp_path)
-    pq.write_table(pq.read_table(path).slice(1), path)
-    with pytest.raises(PreparedDataError, match=r"1 rows, the manifest says 2"):
-        prepared.load_split("train", verify=False)
-
-
-@pytest.mark.parametrize("cut", [True, False])
-def test_a_shard_that_is_cut_or_missing_is_noticed(cut: bool, tmp_path: Path) -> None:
-    prepared, path = damaged(tmp_path)
-    path.write_bytes(path.read_bytes()[:50]) if cut else path.unlink()
-    assert prepared.missing_shards() == ["train-00001.parquet"]
-    with pytest.raises(PreparedDataError, match=r"train-00001\.parquet: the shard (cannot be read|is missing)"):
-        prepared.load_split("train", verify=False)
-
-
-def test_a_set_without_its_manifest_is_not_there(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path))
-    store.make_dir("prepared", "k")
-    assert find_prepared(store, "k") is None
-    with pytest.raises(PreparedDataError, match="run 'atelier prepare'"):
-        open_prepared(store, "k")
-
-
-def test_a_manifest_of_another_format_says_so(tmp_path: Path) -> None:
-    prepared, _ = damaged(tmp_path)
-    values: dict[str, Any] = prepared.manifest.as_dict() | {"format_version": 99}
-    with pytest.raises(PreparedDataError, match="format 99"):
-        Manifest.from_dict(values)
+def test_equal_examples_are_equal_bytes() -> None:
+    one, two = (write_prepared(memory_store(), PICTURES, pictures(9)) for _ in range(2))
+    assert one.manifest.splits == two.manifest.splits
 
 
 def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,7 +81,7 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr("os.fsync", no_space)
     with pytest.raises(StorageError, match="No space left on device"):
-        write_set(open_store(str(tmp_path)), "k", np.zeros((3, 1, 3, 2), np.uint8), [3], CODEC.layout())
+        write_prepared(open_store(str(tmp_path)), PICTURES, pictures(3))
     assert list((tmp_path / "prepared" / "k").iterdir()) == []
 
 

@@ -170,8 +170,8 @@ def test_a_smaller_vocabulary_gains_nothing_by_not_knowing(
         model = build_model(spec, codec.layout())
         for parameter in model.parameters():
             parameter.data.zero_()
-        manifest = {**prepared.manifest.as_dict(), "codec": codec.state(), "layout": codec.layout().as_dict()}
-        return save_bundle(tmp_path / folder, spec, manifest, model.state_dict())
+        manifest = replace(prepared.manifest, codec=codec.state(), layout=codec.layout().as_dict())
+        return save_bundle(tmp_path / folder, spec, manifest.as_dict(), model.state_dict())
 
     knows_all = measure(spec, prepared, uniform(prepared.codec, "all"), "nats_per_token")
     assert knows_all.score.value == pytest.approx(math.log(5), abs=1e-5)  # a, b, c, d, unknown
