@@ -39,7 +39,7 @@ _IPV4 = re.compile(
     r"(?<![A-Za-z0-9])(?<![0-9][.:-])(?:[0-9]{1,3}\.){3}[0-9]{1,3}(?![A-Za-z0-9])(?!\.[0-9]|-[A-Za-z])", re.ASCII
 )
 _VERSION_BEFORE = re.compile(
-    r"(?:\bv|\bver|version|release|build|firmware|driver|section|chapter|paragraph|clause|figure|table|§)[.:]?\s*$",
+    r"(?:\b(?:v|ver|version|release|build|firmware|driver|section|chapter|paragraph|clause|figure|table)|§)[.:]?\s*$",
     re.IGNORECASE,
 )
 ADDRESS_WORDS = """
