@@ -53,6 +53,8 @@ def tiny_manifest(spec: RunSpec) -> dict[str, Any]:
             "licence": "CC0-1.0",
             "source": spec.data.source.model_dump(mode="json"),
         },
+        cleaning=spec.data.cleaning.model_dump(mode="json"),
+        duplicates=spec.data.duplicates.model_dump(mode="json"),
         split=spec.data.split.model_dump(mode="json"),
         codec=codec.state(),
         layout=codec.layout(("one", "two")).as_dict(),

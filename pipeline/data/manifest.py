@@ -36,7 +36,8 @@ class Manifest:
     split its `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous
     stream leaves after its last whole window), `labels` (counts) and `shards` (file, rows, group_rows of each
     row group but the last, bytes, sha256); `report`: what was read, kept, dropped and quarantined, and why
-    (`card.describe`). As a dict it also has its own `sha256`. The same corpus and spec give the same manifest, byte for byte, whoever prepares and however often he was interrupted.
+    (`card.describe`). As a dict it also has its own `sha256`. The same corpus and spec give the same manifest,
+    byte for byte, whoever prepares and however often the preparation was interrupted.
     """
 
     format_version: int

@@ -32,7 +32,7 @@ def gather_signatures(parts: Sequence[Part], rows: Rows, chosen: np.ndarray, mod
         column = parts[place].column_table(["signature"])["signature"].take(row[mine])
         signed = np.flatnonzero(pc.fill_null(pc.greater(pc.binary_length(column), 0), False).to_numpy())
         joined = b"".join(column.take(signed).to_pylist())
-        table[mine[signed]] = np.frombuffer(joined, np.uint8).reshape(len(signed), -1)
+        table[mine[signed]] = np.frombuffer(joined, np.uint8).reshape(len(signed), table.shape[1])
     return table
 
 

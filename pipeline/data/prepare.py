@@ -27,8 +27,8 @@ from pipeline.data.catalogue import Catalogue
 from pipeline.data.cleaning import Lists, read_lists
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.corpus import open_corpus
-from pipeline.data.duplicates import near_pairs
 from pipeline.data.cuts import plan_shards
+from pipeline.data.duplicates import near_pairs
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
@@ -136,6 +136,7 @@ class _Preparation:
         """Read what no part holds, and the small columns of all."""
         self.progress("prepare", 0, None, "looking for what was read before")
         there = self.store.child(PARTS_FOLDER, reading_key(self.spec, self.corpus, self.codec, self.lists))
+        there.make_dir()
         catalogue = Catalogue(there, self.corpus, self.spec.data.limit)
         self._read_units(catalogue.missing(), there)
         stale = stale_parts(catalogue.parts(), self.lists.opt_out)

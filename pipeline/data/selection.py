@@ -11,12 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow.compute as pc
-from pipeline.data.duplicates import cluster
-from pipeline.data.splits import Belonging, Leakage, assign
 
 from pipeline.data.cleaning import OptOut
+from pipeline.data.duplicates import cluster
 from pipeline.data.manifest import SPLITS
 from pipeline.data.parts import Part
+from pipeline.data.splits import Belonging, Leakage, assign
 from pipeline.spec import DataSpec
 
 NO_SIDE = len(SPLITS)
@@ -133,13 +133,11 @@ def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: Callable[[i
     same = _same_content(rows, alive)
     linked = np.concatenate([pairs, np.stack([same, np.arange(len(rows))], axis=1)[same != np.arange(len(rows))]])
     clusters = cluster(len(rows), linked)
+    leakage, notes = Leakage(), tuple[str, ...]()
     if data.split.kind == "position":
         side = np.where(alive, rows.given, NO_SIDE).astype(np.uint8)
-        leakage, notes = Leakage(), ()
     else:
-        belonging = Belonging(
-            rows.record[alive], _renumbered(clusters, alive), rows.group[alive], rows.given[alive]
-        )
+        belonging = Belonging(rows.record[alive], _renumbered(clusters, alive), rows.group[alive], rows.given[alive])
         split = assign(belonging, data.split, origin_of)
         side = np.full(len(rows), NO_SIDE, np.uint8)
         side[alive] = np.minimum(split.side, NO_SIDE)

@@ -35,15 +35,11 @@ time. BYTE_STREAM_SPLIT made files larger and reading 2 to 3 times slower, DELTA
 
 
 class ShardWriter:
-    """Writes the examples of one split as shards of exactly `rows_per_shard` rows (the last may be shorter).
-
-    Holds less than one shard's rows beyond the block it is given.
-    """
+    """Writes the examples of one split, block by block, as shards of exactly `rows_per_shard` rows (the last may be
+    shorter), on one process; holds less than one shard's rows beyond the block it is given."""
 
     def __init__(self, store: Store, split: str, layout: Layout, rows_per_shard: int) -> None:
         self.store, self.split, self.layout, self.rows_per_shard = store, split, layout, rows_per_shard
-        self.group_rows = max(1, GROUP_BYTES // layout.example_bytes)
-        self.schema = shard_schema(layout)
         self.shards: list[dict[str, Any]] = []
         self.labels: Counter[str] = Counter()
         self.rows = 0
@@ -51,14 +47,8 @@ class ShardWriter:
         self._waiting_rows = 0
 
     def write(self, x: np.ndarray, ids: pa.Array, origins: pa.Array, labels: pa.Array) -> None:
-        """Add N examples: `x` `[N, *shape]` of the stored type; `labels` are strings, null where unknown.
-
-        Raises: StorageError when a shard cannot be written.
-        """
-        data = pa.py_buffer(np.ascontiguousarray(x, self.layout.stored_dtype))
-        examples = pa.Array.from_buffers(self.schema.field("x").type, len(x), [None, data])
-        columns = [ids.cast(pa.string()), origins.cast(pa.string()), labels.cast(pa.string()), examples]
-        self._waiting.append(pa.table(columns, schema=self.schema))
+        """Add N examples, as `shard_table` takes them. Raises: StorageError when a shard cannot be written."""
+        self._waiting.append(shard_table(self.layout, x, ids, origins, labels))
         self._waiting_rows += len(x)
         self.rows += len(x)
         self.labels.update(label for label in labels.to_pylist() if label is not None)
@@ -77,18 +67,30 @@ class ShardWriter:
         return self.shards
 
     def _write_shard(self, table: pa.Table) -> None:
-        data = as_parquet(table, self.group_rows)
-        file = f"{self.split}-{len(self.shards):05d}.parquet"
-        self.store.write_bytes(data, file)
-        self.shards.append(
-            {
-                "file": file,
-                "rows": table.num_rows,
-                "group_rows": self.group_rows,
-                "bytes": len(data),
-                "sha256": hashlib.sha256(data).hexdigest(),
-            }
-        )
+        self.shards.append(write_shard(self.store, self.split, len(self.shards), self.layout, table))
+
+
+def shard_table(layout: Layout, x: np.ndarray, ids: pa.Array, origins: pa.Array, labels: pa.Array) -> pa.Table:
+    """N examples as a shard has them: `x` `[N, *shape]` of the stored type; `labels` strings, null where unknown."""
+    schema = shard_schema(layout)
+    data = pa.py_buffer(np.ascontiguousarray(x, layout.stored_dtype))
+    examples = pa.Array.from_buffers(schema.field("x").type, len(x), [None, data])
+    return pa.table([ids.cast(pa.string()), origins.cast(pa.string()), labels.cast(pa.string()), examples], schema)
+
+
+def write_shard(store: Store, split: str, number: int, layout: Layout, table: pa.Table) -> dict[str, Any]:
+    """Write the shard `number` of a split; the manifest's entry of it. Raises: StorageError."""
+    group_rows = max(1, GROUP_BYTES // layout.example_bytes)
+    data = as_parquet(table, group_rows)
+    file = f"{split}-{number:05d}.parquet"
+    store.write_bytes(data, file)
+    return {
+        "file": file,
+        "rows": table.num_rows,
+        "group_rows": group_rows,
+        "bytes": len(data),
+        "sha256": hashlib.sha256(data).hexdigest(),
+    }
 
 
 def shard_schema(layout: Layout) -> pa.Schema:

@@ -25,7 +25,7 @@ from pipeline.data.layout import Layout
 from pipeline.data.manifest import SPLITS
 from pipeline.data.parts import Part, Row, read_rows, write_coded, write_part
 from pipeline.data.records import Record
-from pipeline.data.shards import write_shard
+from pipeline.data.shards import shard_table, write_shard
 from pipeline.errors import CodecError
 from pipeline.spec import DataSpec
 from pipeline.storage import Store
@@ -227,7 +227,10 @@ class CutStage:
             begins = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())]) - item["skip"]
             which = np.searchsorted(begins, np.arange(count) * length, side="right") - 1
             origins, label = table["origin"].take(pa.array(which)), pa.nulls(count, pa.string())
-        shard = write_shard(self.store, item["split"], item["number"], self.layout, x, ids, origins, label)
+        shard = None
+        if len(x):
+            examples = shard_table(self.layout, x, ids, origins, label)
+            shard = write_shard(self.store, item["split"], item["number"], self.layout, examples)
         return {
             "split": item["split"],
             "number": item["number"],

@@ -60,7 +60,7 @@ def write_set(store: Store, key: str, codec: Codec, blocks: Iterator[np.ndarray]
         names = pa.array([f"{i:016x}" for i in range(writer.rows, writer.rows + len(block))])
         writer.write(block, names, names, pa.nulls(len(block), pa.string()))
     splits: dict[str, dict[str, Any]] = {"train": {"shards": writer.close(), "rows": writer.rows, "tail_tokens": []}}
-    manifest = Manifest(FORMAT_VERSION, key, {}, {}, codec.state(), layout.as_dict(), splits, {})
+    manifest = Manifest(FORMAT_VERSION, key, {}, {}, {}, {}, codec.state(), layout.as_dict(), splits, {})
     folder.write_json(manifest.as_dict(), MANIFEST)
 
 

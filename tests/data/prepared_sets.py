@@ -52,7 +52,7 @@ def write_prepared(
     entry = {"shards": writer.close(), "rows": writer.rows, "tail_tokens": list(tail)}
     corpus = {} if records is None else {"records": records.save(store)}
     manifest = Manifest(
-        FORMAT_VERSION, "k", corpus, {}, codec or {"kind": "none"}, layout.as_dict(), {"train": entry}, {}
+        FORMAT_VERSION, "k", corpus, {}, {}, {}, codec or {"kind": "none"}, layout.as_dict(), {"train": entry}, {}
     )
     store.write_json(manifest.as_dict(), MANIFEST)
     return open_prepared(root, "k")

@@ -121,7 +121,7 @@ def test_a_manifest_written_in_another_style_is_the_same(prepared: Prepared) -> 
     )
 )
 def test_a_digest_survives_writing_and_reading(report: dict[str, Any]) -> None:
-    manifest = Manifest(FORMAT_VERSION, "k", {"ü": (1, 2), "ids": {10: "a", 9: "b"}}, {}, {}, {}, {}, report)
+    manifest = Manifest(FORMAT_VERSION, "k", {"ü": (1, 2), "ids": {10: "a", 9: "b"}}, *[{}] * 6, report)
     store = memory_store()
     store.write_json(manifest.as_dict(), "manifest.json")
     assert Manifest.from_dict(store.read_json("manifest.json")).digest() == manifest.digest()

@@ -92,7 +92,7 @@ def prepare_small(tmp_path: Path) -> Callable[..., Prepared]:
                 "shards": writer.close(),
             }
         manifest = Manifest(
-            FORMAT_VERSION, KEY, {"licence": "test"}, {}, codec.state(), layout.as_dict(), entries, {"read": 0}
+            FORMAT_VERSION, KEY, {"licence": "test"}, {}, {}, {}, codec.state(), layout.as_dict(), entries, {"read": 0}
         )
         store.write_json(manifest.as_dict(), "manifest.json")
         return Prepared(store, manifest)

@@ -12,7 +12,7 @@ import yaml
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, Manifest, prepared_key
 from pipeline.data.prepared import Prepared, Records
 from pipeline.data.records import content_id
-from pipeline.data.stages import assign_split
+from pipeline.data.splits import assign_split
 from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test
 from pipeline.operations.schedule_file import Retraining, load_retraining
@@ -52,7 +52,7 @@ def pretend_prepared(retraining: Retraining, lines: list[str], keep_records: boo
         about["records"] = records.save(folder)
     splits = {name: {"records": len(records.on(name)), "shards": []} for name in ("train", "validation", "test")}
     split = retraining.base.data.split.model_dump(mode="json")
-    manifest = Manifest(FORMAT_VERSION, key, about, split, {}, {}, splits, {"read": len(lines)})
+    manifest = Manifest(FORMAT_VERSION, key, about, {}, {}, split, {}, {}, splits, {"read": len(lines)})
     folder.write_json(manifest.as_dict(), "manifest.json")
     return store, Champion("text-rnn", "3", "run", key, time.time() - 2 * DAY)
 
