@@ -16,6 +16,7 @@ import pyarrow as pa
 from pipeline.data.cleaning import clean
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.records import Corpus, Record, content_id
+from pipeline.data.splits import assign_split, split_text
 from pipeline.errors import CodecError
 from pipeline.spec import SplitSpec
 
@@ -98,24 +99,6 @@ class EncodeStage:
         elif codec.modality == "audio":
             row["length"] = len(raw)
         return row
-
-
-def assign_split(record_id: str, given: str | None, split: SplitSpec) -> str:
-    """The split of a record: a function of its content's hash (and of the source where the split is given), so that a
-    record never changes side when the corpus grows."""
-    position = int(record_id, 16) / 2**64
-    if split.kind == "given":
-        return "test" if given == "test" else "validation" if position < split.validation else "train"
-    if position < split.test:
-        return "test"
-    return "validation" if position < split.test + split.validation else "train"
-
-
-def split_text(text: str, split: SplitSpec) -> dict[str, str]:
-    """`text` cut by position: the first part trains, the next validates, the last tests."""
-    trained = int((1 - split.validation - split.test) * len(text))
-    validated = int((1 - split.test) * len(text))
-    return {"train": text[:trained], "validation": text[trained:validated], "test": text[validated:]}
 
 
 def _to_bytes(raw: Any) -> bytes:

@@ -12,7 +12,7 @@ import yaml
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, Manifest, prepared_key
 from pipeline.data.prepared import Prepared, Records
 from pipeline.data.records import content_id
-from pipeline.data.stages import assign_split
+from pipeline.data.splits import assign_split
 from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test
 from pipeline.operations.schedule_file import Retraining, load_retraining

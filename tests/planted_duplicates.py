@@ -1,0 +1,74 @@
+"""Near-duplicates made on purpose, as they come about in the wild: edited texts, re-encoded pictures and sounds."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import numpy as np
+import soundfile
+import soxr
+from PIL import Image
+
+SENTENCE = re.compile(r"[^.!?;。！？；\n]*[.!?;。！？；\n]+|[^.!?;。！？；\n]+$")
+
+
+def near_text(text: str, rng: np.random.Generator) -> str:
+    """`text` with 5–10% of its words (characters, where words are not parted by spaces) replaced, inserted or deleted;
+    half of the time in another case or with other white space; sometimes without one of at least eight sentences."""
+    sentences = SENTENCE.findall(text)
+    if len(sentences) >= 8 and rng.random() < 0.3:
+        del sentences[rng.integers(len(sentences))]
+    text = "".join(sentences)
+    spaced = len(text.split()) > len(text) / 20
+    words = re.findall(r"\S+|\s+", text) if spaced else list(text)
+    places = [i for i, word in enumerate(words) if word[0].isalnum()]
+    edits = min(len(places), max(1, round(rng.uniform(0.05, 0.1) * len(places))))
+    gap = " " if spaced else ""
+    for place in rng.permutation(places)[:edits]:
+        other = words[rng.choice(places)] or "so"
+        words[place] = (other, words[place] + gap + other, "")[rng.integers(3)]
+    text = "".join(words)
+    if rng.random() < 0.5:
+        text = (text.lower(), text.upper(), text.title())[rng.integers(3)]
+    if spaced and rng.random() < 0.5:
+        text = (text.replace("\n", " "), text.replace(" ", "  "), "\n" + text.replace("\n", "\r\n"))[rng.integers(3)]
+    return text
+
+
+def near_picture(pixels: np.ndarray, rng: np.random.Generator) -> bytes:
+    """uint8 `[H, W, C]` as a JPEG of quality 50–90, or resized by a factor of 0.75–2 (and at times back) as a PNG or
+    JPEG."""
+    picture = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    width, height = picture.size
+    how = rng.integers(3)
+    if how > 0:
+        factor = (0.75, 1.5, 2.0)[rng.integers(3)]
+        filters = (Image.Resampling.BILINEAR, Image.Resampling.BICUBIC, Image.Resampling.LANCZOS)
+        picture = picture.resize((round(width * factor), round(height * factor)), filters[rng.integers(3)])
+        if rng.random() < 0.5:
+            picture = picture.resize((width, height), filters[rng.integers(3)])
+    sink = io.BytesIO()
+    if how == 1:
+        picture.save(sink, "PNG")
+    else:
+        picture.save(sink, "JPEG", quality=int(rng.integers(50, 91)))
+    return sink.getvalue()
+
+
+def near_sound(samples: np.ndarray, rate: int, rng: np.random.Generator) -> bytes:
+    """float32 `[T]` at `rate` hertz, up to 6 dB louder or softer (not so loud that it clips), re-sampled to three
+    quarters or twice the rate or not, as a WAV, OGG or MP3 file; sometimes with up to 30 ms of silence in front."""
+    peak = float(np.abs(samples).max())
+    samples = samples * min(10 ** (rng.uniform(-6, 6) / 20), 0.95 / max(peak, 1e-6))
+    if rng.random() < 0.3:
+        samples = np.concatenate([np.zeros(int(rng.uniform(0, 0.03) * rate), samples.dtype), samples])
+    other = (rate, rate * 3 // 4, rate * 2)[rng.integers(3)]
+    container, subtype = (("WAV", "PCM_16"), ("OGG", "VORBIS"), ("MP3", "MPEG_LAYER_III"))[rng.integers(3)]
+    if container == "MP3" and other not in (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000):
+        other = rate
+    if other != rate:
+        samples = soxr.resample(samples, rate, other)
+    sink = io.BytesIO()
+    soundfile.write(sink, samples, other, format=container, subtype=subtype)
+    return sink.getvalue()
