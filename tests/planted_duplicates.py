@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import io
 import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import soundfile
 import soxr
 from PIL import Image
+
+from pipeline.data.duplicates import candidate_pairs, cluster, near_pairs, num_bands, sign_batch, stack
+from pipeline.data.layout import Modality
 
 SENTENCE = re.compile(r"[^.!?;。！？；\n]*[.!?;。！？；\n]+|[^.!?;。！？；\n]+$")
 
@@ -20,7 +26,7 @@ def near_text(text: str, rng: np.random.Generator) -> str:
     if len(sentences) >= 8 and rng.random() < 0.3:
         del sentences[rng.integers(len(sentences))]
     text = "".join(sentences)
-    spaced = len(text.split()) > len(text) / 20
+    spaced = len(text.split()) > len(text) / 8
     words = re.findall(r"\S+|\s+", text) if spaced else list(text)
     places = [i for i, word in enumerate(words) if word[0].isalnum()]
     edits = min(len(places), max(1, round(rng.uniform(0.05, 0.1) * len(places))))
@@ -70,5 +76,85 @@ def near_sound(samples: np.ndarray, rate: int, rng: np.random.Generator) -> byte
     if other != rate:
         samples = soxr.resample(samples, rate, other)
     sink = io.BytesIO()
-    soundfile.write(sink, samples, other, format=container, subtype=subtype)
+    soundfile.write(sink, np.clip(samples, -1, 1), other, format=container, subtype=subtype)
     return sink.getvalue()
+
+
+def opened_picture(data: bytes, like: np.ndarray) -> np.ndarray:
+    """A picture file as uint8 of the shape of `like`, resized as a codec would."""
+    picture = Image.open(io.BytesIO(data))
+    if picture.size != (like.shape[1], like.shape[0]):
+        picture = picture.resize((like.shape[1], like.shape[0]), Image.Resampling.BICUBIC)
+    return np.asarray(picture.convert("L" if like.shape[2] == 1 else "RGB")).reshape(like.shape)
+
+
+def opened_sound(data: bytes, rate: int) -> np.ndarray:
+    """A sound file as float32 `[T]` at `rate`."""
+    samples, stored = soundfile.read(io.BytesIO(data), dtype="float32")
+    return np.asarray(samples if stored == rate else soxr.resample(samples, stored, rate), np.float32)
+
+
+def near(raw: Any, modality: Modality, rng: np.random.Generator, rate_hz: int = 8000) -> Any:
+    """A near-duplicate of `raw` as a codec would open it."""
+    if modality == "text":
+        return near_text(raw, rng)
+    if modality == "image":
+        return opened_picture(near_picture(raw, rng), raw)
+    return opened_sound(near_sound(raw, rate_hz, rng), rate_hz)
+
+
+@dataclass(frozen=True)
+class Found:
+    """What was found of near-duplicates planted behind the originals: `recall` counts those in the cluster of their
+    original, of those with enough content to compare; `wrong` are pairs of a planted one with another original, and
+    `unplanted` pairs of originals (rows), right or wrong."""
+
+    planted: int
+    compared: int
+    recall: float
+    right: int
+    wrong: int
+    unplanted: np.ndarray
+    largest: int
+    candidates: int
+
+    @property
+    def precision(self) -> float:
+        """Counting all unplanted pairs as wrong."""
+        return self.right / max(1, self.right + self.wrong + len(self.unplanted))
+
+
+def find_planted(
+    originals: Sequence[Any],
+    chosen: Sequence[int],
+    copies: Sequence[Any],
+    modality: Modality,
+    similarity: float | None = None,
+    rate_hz: int = 8000,
+) -> Found:
+    """Look for `copies`, each a near-duplicate of the original `chosen`, among all."""
+    count = len(originals)
+    batches = [range(start, min(start + 1000, count)) for start in range(0, count, 1000)]
+    signed = [sign for part in batches for sign in sign_batch([originals[i] for i in part], modality, rate_hz)]
+    copied = sign_batch(copies, modality, rate_hz)
+    signatures, rows = stack(signed + copied, modality)
+    candidates, found = 0, np.zeros((0, 2), np.int64)
+    for band in range(num_bands(modality)):
+        candidates += len(candidate_pairs(signatures, band, modality))
+        found = np.unique(np.concatenate([found, rows[near_pairs(signatures, band, modality, similarity)]]), axis=0)
+    label = cluster(count + len(copies), found)
+    compared = [place for place, row in enumerate(chosen) if signed[row] and copied[place]]
+    met = sum(label[count + place] == label[chosen[place]] for place in compared)
+    original = np.concatenate([np.arange(count), chosen]).astype(np.int64)
+    same = original[found[:, 0]] == original[found[:, 1]]
+    old = found[:, 1] < count
+    return Found(
+        planted=len(copies),
+        compared=len(compared),
+        recall=met / max(1, len(compared)),
+        right=int(np.sum(same)),
+        wrong=int(np.sum(~same & ~old)),
+        unplanted=found[old],
+        largest=int(np.bincount(label).max()),
+        candidates=candidates,
+    )

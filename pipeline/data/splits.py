@@ -81,10 +81,12 @@ class Rows:
 def assign(rows: Rows, spec: SplitSpec, origin_of: Callable[[int], str] = str) -> Split:
     """The side of each row by `hash` or as `given` (a split by position needs none of this: see `split_text`).
 
-    A unit's side is a function of the least hash in it: of its groups' names where it has groups, of its records' ids
-    otherwise. So a speaker keeps its side as the corpus grows, and so does a record, unless what comes connects it with
-    another. Where groups leave at most `FEW_UNITS` units, hashes alone would often leave a side empty: the units are
-    then ordered by hash and cut at the shares, each side getting at least one; as units come, the cuts move.
+    A unit's side is a function of the hash of its representative: one of its groups' names where it has groups, one of
+    its records' ids otherwise. Which one is drawn by another hash: the least of several hashes would be small, and
+    large units nearly always be held out. So a speaker keeps its side as the corpus grows, and so does a record, unless
+    what comes is near it and becomes the representative. Where groups leave at most `FEW_UNITS` units, hashes alone
+    would often leave a side empty: the units are then ordered by hash and cut at the shares, each side getting at least
+    one; as units come, the cuts move.
 
     Raises: CorpusError when the policy is `refuse` and a given split leaks, naming examples by `origin_of(row)`, or is
     `drop` and nothing would be left to train on.
@@ -112,7 +114,11 @@ def assign(rows: Rows, spec: SplitSpec, origin_of: Callable[[int], str] = str) -
     training = np.flatnonzero(furthest == TRAIN)
     chosen = np.zeros(len(furthest), np.uint8)
     chosen[training] = choose(position[training], np.bincount(unit)[training], spec.validation, 0.0)
-    return _split(np.maximum(side, chosen[unit]), leakage, {"validation": spec.validation * np.mean(side == TRAIN)})
+    return _split(
+        np.maximum(side, chosen[unit]),
+        leakage,
+        {"validation": spec.validation * float(np.sum(side == TRAIN)) / max(1, len(side))},
+    )
 
 
 def split_text(text: str, split: SplitSpec) -> dict[str, str]:
@@ -153,19 +159,16 @@ def _link_to_first(labels: np.ndarray) -> np.ndarray:
 
 
 def _positions(rows: Rows, unit: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Where in [0, 1) each unit's hash lies, float64 `[units]`, and whether groups leave few units."""
-    count = int(unit.max(initial=-1)) + 1
-    least = np.full(count, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(least, unit, rows.ids)
-    if rows.group is None or not (rows.group >= 0).any():
-        return least / 2.0**64, False
-    named = rows.group >= 0
-    hashes = np.array([int(content_id(name), 16) for name in rows.group_names], np.uint64)
-    grouped = np.full(count, np.iinfo(np.uint64).max, np.uint64)
-    np.minimum.at(grouped, unit[named], hashes[rows.group[named]])
-    has_group = np.zeros(count, bool)
-    has_group[unit[named]] = True
-    return np.where(has_group, grouped, least) / 2.0**64, count <= FEW_UNITS
+    """Where in [0, 1) the hash of each unit's representative lies, float64 `[units]`, and whether groups leave few."""
+    named = np.zeros(len(unit), bool) if rows.group is None else rows.group >= 0
+    hashes = rows.ids.copy()
+    if rows.group is not None and named.any():
+        of_names = np.array([int(content_id(name), 16) for name in rows.group_names], np.uint64)
+        hashes[named] = of_names[rows.group[named]]
+    # Multiplying by an odd number permutes the hashes.
+    order = np.lexsort((hashes * np.uint64(0x9E3779B97F4A7C15), ~named, unit))
+    _, first = np.unique(unit[order], return_index=True)
+    return hashes[order[first]] / 2.0**64, bool(named.any()) and len(first) <= FEW_UNITS
 
 
 def _by_position(position: np.ndarray, sizes: np.ndarray, validation: float, test: float) -> np.ndarray:

@@ -91,21 +91,14 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     """
     levels = slice(HASH_BYTES, HASH_BYTES + LEVELS_BYTES)
     chroma = slice(levels.stop, levels.stop + CHROMA_BYTES)
-    mean, contrast = (
-        np.stack(each, axis=1) for each in zip(*(_levels(side[:, levels]) for side in (first, second)), strict=True)
-    )
-    changed = np.abs(mean[:, 0] - mean[:, 1]) > MAX_LEVEL_CHANGE
-    changed |= contrast.max(axis=1) > MAX_CONTRAST_CHANGE * contrast.min(axis=1)
+    (mean, contrast), (other_mean, other_contrast) = (side[:, levels].astype(np.float32).T for side in (first, second))
+    changed = np.abs(mean - other_mean) > MAX_LEVEL_CHANGE
+    changed |= np.maximum(contrast, other_contrast) > MAX_CONTRAST_CHANGE * np.minimum(contrast, other_contrast)
     difference = first[:, chroma].astype(np.float32) - second[:, chroma]
     changed |= np.sqrt(np.mean(difference**2, axis=1)) > MAX_CHROMA_CHANGE
     one, other = from_int16(first[:, chroma.stop :]), from_int16(second[:, chroma.stop :])
     fit = np.minimum(_fit(one, other), _fit(other, one))
     return np.where(changed, np.float32(0), fit)
-
-
-def _levels(part: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    values = part.astype(np.float32)
-    return values[:, 0], values[:, 1]
 
 
 def _fit(source: np.ndarray, target: np.ndarray) -> np.ndarray:
