@@ -1,0 +1,20 @@
+"""Clusters: which rows are the same, exactly or through a chain of near ones. NumPy and SciPy, on the driver."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
+
+def cluster(count: int, pairs: np.ndarray) -> np.ndarray:
+    """The label of each of `count` rows, int64 `[N]`: the smallest row that pairs int64 `[P, 2]` connect it with."""
+    ones = np.ones(len(pairs), np.int8)
+    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
+    return exact_groups(connected_components(graph, directed=False)[1])
+
+
+def exact_groups(ids: np.ndarray) -> np.ndarray:
+    """The first row with the same id (any integers `[N]`) as each row, int64 `[N]`."""
+    _, first, inverse = np.unique(ids, return_index=True, return_inverse=True)
+    return np.asarray(first[inverse], np.int64)
