@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
-from pipeline.data.duplicates import SIGNATURE_BYTES, near_pairs, num_bands
 
+from pipeline.data.duplicates import SIGNATURE_BYTES, near_pairs, num_bands
 from pipeline.data.layout import Modality
 from pipeline.data.parts import Part
 from pipeline.data.selection import Rows

@@ -7,7 +7,7 @@ Runs on the driver over all rows at once. What is assigned is a unit: all rows t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,7 +15,6 @@ import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from pipeline.data.records import content_id
 from pipeline.errors import CorpusError
 from pipeline.spec import SplitSpec
 
@@ -64,21 +63,21 @@ class Split:
 
 
 @dataclass(frozen=True)
-class Rows:
+class Belonging:
     """What the split needs to know of the rows, each `[N]`.
 
     `ids`: the record's id as uint64, the same for all pieces of a record; `cluster`: int64 labels of near-duplicates;
-    `group`: int64 places in `group_names`, -1 for none; `given`: int8 side that the source says, `NOT_GIVEN` for none.
+    `group`: uint64 hashes of the groups' names (`records.content_id`), 0 for none; `given`: int8 side that the source
+    says, `NOT_GIVEN` for none.
     """
 
     ids: np.ndarray
     cluster: np.ndarray | None = None
     group: np.ndarray | None = None
-    group_names: Sequence[str] = ()
     given: np.ndarray | None = None
 
 
-def assign(rows: Rows, spec: SplitSpec, origin_of: Callable[[int], str] = str) -> Split:
+def assign(rows: Belonging, spec: SplitSpec, origin_of: Callable[[int], str] = str) -> Split:
     """The side of each row by `hash` or as `given` (a split by position needs none of this: see `split_text`).
 
     A unit's side is a function of the hash of its representative: one of its groups' names where it has groups, one of
@@ -138,14 +137,14 @@ def assign_split(record_id: str, given: str | None, split: SplitSpec) -> str:
     return "validation" if position < split.test + split.validation else "train"
 
 
-def _units(rows: Rows) -> np.ndarray:
+def _units(rows: Belonging) -> np.ndarray:
     """The unit of each row, int64 `[N]` of 0, 1, …: connected over clusters, groups and records."""
     count = len(rows.ids)
     links = [_link_to_first(rows.ids)]
     if rows.cluster is not None:
         links.append(_link_to_first(rows.cluster))
     if rows.group is not None:
-        named = np.flatnonzero(rows.group >= 0)
+        named = np.flatnonzero(rows.group)
         links.append(named[_link_to_first(rows.group[named])])
     joined = np.concatenate(links)
     graph = coo_array((np.ones(len(joined), np.int8), (joined[:, 0], joined[:, 1])), shape=(count, count))
@@ -158,13 +157,11 @@ def _link_to_first(labels: np.ndarray) -> np.ndarray:
     return np.stack([np.arange(len(labels)), first[inverse]], axis=1)
 
 
-def _positions(rows: Rows, unit: np.ndarray) -> tuple[np.ndarray, bool]:
+def _positions(rows: Belonging, unit: np.ndarray) -> tuple[np.ndarray, bool]:
     """Where in [0, 1) the hash of each unit's representative lies, float64 `[units]`, and whether groups leave few."""
-    named = np.zeros(len(unit), bool) if rows.group is None else rows.group >= 0
-    hashes = rows.ids.copy()
-    if rows.group is not None and named.any():
-        of_names = np.array([int(content_id(name), 16) for name in rows.group_names], np.uint64)
-        hashes[named] = of_names[rows.group[named]]
+    group = np.zeros(len(unit), np.uint64) if rows.group is None else rows.group
+    named = group > 0
+    hashes = np.where(named, group, rows.ids)
     # Multiplying by an odd number permutes the hashes.
     order = np.lexsort((hashes * np.uint64(0x9E3779B97F4A7C15), ~named, unit))
     _, first = np.unique(unit[order], return_index=True)
@@ -200,14 +197,14 @@ def _as_given(unit: np.ndarray, given: np.ndarray) -> tuple[np.ndarray, np.ndarr
     return side, furthest
 
 
-def _leakage(rows: Rows, unit: np.ndarray, side: np.ndarray) -> Leakage:
+def _leakage(rows: Belonging, unit: np.ndarray, side: np.ndarray) -> Leakage:
     units, within = _parted(unit, side)
     if not len(units):
         return Leakage()
-    near = rows.ids if rows.cluster is None else _units(Rows(rows.ids, rows.cluster))
-    group = np.full(len(side), -1, np.int64) if rows.group is None else rows.group
+    near = rows.ids if rows.cluster is None else _units(Belonging(rows.ids, rows.cluster))
+    group = np.zeros(len(side), np.uint64) if rows.group is None else rows.group
     near_rows, near_examples = _pairs_of_sides(near, side, np.ones(len(side), bool))
-    group_rows, group_examples = _pairs_of_sides(group, side, group >= 0)
+    group_rows, group_examples = _pairs_of_sides(group, side, group > 0)
     return Leakage(
         units=len(units),
         rows={name: int(np.sum(side[within] == code)) for code, name in enumerate(SIDES)},

@@ -16,16 +16,16 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pipeline.data.duplicates import sign_batch
-from pipeline.data.splits import split_text
 
 from pipeline.data.cleaning import Lists, make_cleaner
 from pipeline.data.codec import Codec, codec_from_state
+from pipeline.data.duplicates import sign_batch
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import SPLITS
 from pipeline.data.parts import Part, Row, read_rows, write_coded, write_part
 from pipeline.data.records import Record
 from pipeline.data.shards import shard_table, write_shard
+from pipeline.data.splits import split_text
 from pipeline.errors import CodecError
 from pipeline.spec import DataSpec
 from pipeline.storage import Store

@@ -52,9 +52,9 @@ def data_spec(codec: dict[str, Any], **data: Any) -> DataSpec:
     return DataSpec.model_validate({"source": {"kind": "builtin", "name": "digits"}, "codec": codec, **data})
 
 
-def read(corpus: Corpus, data: DataSpec, store: Store, lists: Lists = Lists()) -> Part:  # noqa: B008
+def read(corpus: Corpus, data: DataSpec, store: Store, lists: Lists = Lists(), number: int = 0) -> Part:  # noqa: B008
     stage = ReadStage(corpus, make_codec(data.codec).state(), data, lists, store)
-    unit = {"kind": "test", "files": [["all", "d"]], "bytes": 1}
+    unit = {"kind": "test", "files": [["all", "d"]], "bytes": 1, "number": number}
     assert stage({"unit": json.dumps(unit), "bytes": 1})["bytes"] == 1
     ((name, entry),) = find_parts(store).items()
     return part_of(store, name, entry)
@@ -83,9 +83,7 @@ def test_failures_stay_rows_with_their_reason() -> None:
 
 def test_only_the_characters_of_a_cut_document_that_are_kept_count() -> None:
     corpus = FewRecords(make_record("short", "äb"), make_record("long", "abcdefgh"))
-    rows = table_of(
-        read(corpus, data_spec({"kind": "bytes", "packing": "documents", "length": 6}), memory_store())
-    )
+    rows = table_of(read(corpus, data_spec({"kind": "bytes", "packing": "documents", "length": 6}), memory_store()))
     assert [(row["length"], row["characters"], row["utf8_bytes"]) for row in rows] == [(2, 2, 3), (8, 5, 5)]
 
 
@@ -94,7 +92,7 @@ def test_nothing_of_an_opted_out_record_is_kept_but_where_it_was() -> None:
     lists = Lists(OptOut(frozenset({content_id("mine, take it out")})))
     out, kept = table_of(read(corpus, data_spec({"kind": "bytes"}), memory_store(), lists))
     assert out["dropped"] == "opt-out" and out["data"] is None and out["label"] is None and out["signature"] is None
-    assert kept["dropped"] is None and kept["data"] == b"yours" + bytes([0]) or len(kept["data"]) == 12
+    assert (kept["dropped"] is None and kept["data"] == b"yours" + bytes([0])) or len(kept["data"]) == 12
 
 
 def test_a_flipped_bit_in_a_part_is_noticed(tmp_path: Path) -> None:
@@ -133,7 +131,7 @@ def in_parts(texts: list[str], sizes: list[int], data: DataSpec, store: Store) -
         for record, index in zip(corpus.records, range(start, start + size), strict=False):
             record["index"] = index
         if records:
-            parts.append(read(corpus, data, folder))
+            parts.append(read(corpus, data, folder, number=number))
         start += size
     return parts[::-1]
 
