@@ -7,8 +7,8 @@ and `conf/text_rnn.yaml`, by the real session in a process of its own, streamed 
 take turns, all threads of the other stopped, so that both see the same machine within seconds. (b) Rows a second with
 no model: streamed, and by DataLoaders of two workers that read the same Parquet, by turns. (c) The share of its time
 that a streamed training waits for data, by its own metric. (d) The memory that streaming takes, over growing sets.
-Ratios count: absolute numbers are this machine's, now. On a machine that others use too, give `--threads 1`: two
-threads that wait for each other at every operation measure the neighbours.
+Ratios count: absolute numbers are this machine's, now. Training has one thread unless `--threads` says otherwise: on
+a machine that others use too, threads that wait for each other at every operation measure the neighbours.
 """
 
 from __future__ import annotations
@@ -138,7 +138,8 @@ def compare_training(
                 taken[load] += count
                 spent[load] += seconds
                 rate[load] = count / seconds
-            ratios.append(rate["stream"] / rate["memory"])
+            if rate["memory"]:
+                ratios.append(rate["stream"] / rate["memory"])
     finally:
         for process in processes.values():
             process.kill()
@@ -311,7 +312,7 @@ def main() -> None:
     parser.add_argument("parts", nargs="*", default=["training", "loaders", "waits", "memory"])
     parser.add_argument("--slices", type=int, default=15)
     parser.add_argument("--slice-seconds", type=float, default=2.0)
-    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--data", type=Path, default=SHARED_DATA)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
