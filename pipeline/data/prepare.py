@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -19,7 +20,6 @@ from typing import Any
 import numpy as np
 import ray
 import ray.data
-from ray.exceptions import RayError
 
 from pipeline.data import near
 from pipeline.data.card import describe, values_of
@@ -43,6 +43,7 @@ from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
+RAISED = "raised"
 INLINE_ROWS = 20_000
 """Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
@@ -62,12 +63,21 @@ def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepare
         return found
     codec = make_codec(spec.data.codec, corpus.single_document)
     folder = store.child(FOLDER, key)
-    folder.delete_file(MANIFEST)
-    with work_folder(store, key) as work:
-        preparation = _Preparation(spec, store, corpus, codec, read_lists(spec.data.cleaning), folder, work, progress)
-        manifest = preparation.run(key)
-        folder.write_json(preparation.facts(), "preparation.json")
-        folder.write_json(manifest.as_dict(), MANIFEST)
+    if found is not None:
+        told = f"{', '.join(found.missing_shards()[:3])} of {key}: missing, or of another size; preparing it again"
+        progress("damage", 0, None, told)
+        folder.delete_file(MANIFEST)
+    try:
+        with work_folder(store, key) as work:
+            lists = read_lists(spec.data.cleaning)
+            preparation = _Preparation(spec, store, corpus, codec, lists, folder, work, progress)
+            manifest = preparation.run(key)
+            folder.write_json(preparation.facts(), "preparation.json")
+            folder.write_json(manifest.as_dict(), MANIFEST)
+    except BaseException:  # also when interrupted; what was read is kept, for the next preparation
+        if not folder.exists(MANIFEST):
+            folder.delete_dir()
+        raise
     if not spec.data.keep_read:
         for part in preparation.parts:
             forget(part)
@@ -89,7 +99,7 @@ class _Preparation:
     progress: Progress
     parts: list[Part] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
-    parts_read: int = 0
+    files_read: int = 0
 
     def run(self, key: str) -> Manifest:
         """Read, select, fit, encode, cut; the manifest of what was written."""
@@ -127,7 +137,7 @@ class _Preparation:
         return {
             "seconds": {name: round(value, 3) for name, value in self.seconds.items()},
             "parts": len(self.parts),
-            "parts_read": self.parts_read,
+            "files_read": self.files_read,
         }
 
     # --- reading ----------------------------------------------------------------------------------------------
@@ -155,7 +165,7 @@ class _Preparation:
         for answer in self._spread(items, stage):
             done += answer["bytes"]
             self.progress("prepare", done // 2**20, total, "reading, MB")
-        self.parts_read += len(units)
+        self.files_read += len({name for unit in units for name, _ in unit["files"]})
 
     def _check_quarantine(self, rows: Rows) -> None:
         """Raises: CorpusError when nothing was read, or more than the spec's share of it cannot be decoded."""
@@ -254,6 +264,7 @@ class _Preparation:
     def _cut(self, selection: Selection) -> tuple[Layout, dict[str, dict[str, Any]]]:
         """Write the shards; the layout with the training split's labels, and the manifest's entries."""
         layout, data = self.codec.layout(), self.spec.data
+        self.folder.make_dir()
         size = rows_per_shard(layout, data.shard_megabytes)
         items = [item for split in SPLITS for item in plan_shards(selection, split, layout, size)]
         coded = self.work if self.codec.needs_fit else None
@@ -305,14 +316,14 @@ class _Preparation:
         """The stage's answers, as they come, from Ray Data's workers; its own errors as they were raised."""
         if not items:
             return
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(stage)
+        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_Told(stage))
         dataset.context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-        try:
-            yield from dataset.iter_rows()
-        except RayError as error:
-            raise _own_error(error) or error from None
+        for answer in dataset.iter_rows():
+            if RAISED in answer:
+                raise pickle.loads(answer[RAISED])
+            yield answer
 
     def _timed(self, name: str, call: Callable[[], Any]) -> Any:
         start = time.monotonic()
@@ -321,11 +332,14 @@ class _Preparation:
         return value
 
 
-def _own_error(error: BaseException) -> AtelierError | None:
-    """The AtelierError that a worker raised, from within what Ray wraps it in."""
-    seen: Any = error
-    while seen is not None:
-        if isinstance(seen, AtelierError):
-            return seen
-        seen = getattr(seen, "cause", None) or seen.__cause__
-    return None
+@dataclass
+class _Told:
+    """A stage whose own errors come back as answers: Ray Data wraps what is raised, and loses it on the way."""
+
+    stage: Callable[[dict[str, Any]], dict[str, Any]]
+
+    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self.stage(item)
+        except AtelierError as error:
+            return {RAISED: pickle.dumps(error)}

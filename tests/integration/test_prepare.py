@@ -124,7 +124,11 @@ def test_the_text_of_every_split_is_whole_in_windows_and_tail(tmp_path: Path, st
         ("plucked", {"kind": "waveform"}, 200),
         ("plucked", {"kind": "log_mel"}, 200),
         ("plucked", {"kind": "mu_law", "num_samples": 1024}, 200),
-        ("pydoc", {"kind": "bpe", "packing": "documents", "length": 64, "vocabulary_size": 400}, 78),  # of 79, two of which are the same
+        (
+            "pydoc",
+            {"kind": "bpe", "packing": "documents", "length": 64, "vocabulary_size": 400},
+            78,
+        ),  # of 79, two of which are the same
         ("pydoc", {"kind": "bytes", "length": 64}, None),
     ],
 )
