@@ -25,6 +25,7 @@ from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
+    from pipeline.data.records import Corpus
     from pipeline.evaluation.metric import Score
     from pipeline.release.recorder import RunRecorder
     from pipeline.release.tracking import Tracking
@@ -48,6 +49,8 @@ NOT_IDENTITY: Any = {
         "validate_every",
         "keep_checkpoints",
         "max_failures",
+        "load",
+        "memory_megabytes",
     },
 }
 """Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""
@@ -144,12 +147,15 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
     watch = Stopwatch()
     store = open_store(spec.storage)
     store.check_writable()
-    progress("start", 0, None, "starting Ray")
+    corpus = open_base_corpus(spec)
+    hashing = _Beside(corpus.fingerprint)  # its files are read while Ray starts
+    progress("start", 0, None, "starting Ray, reading the corpus's fingerprint")
     start = time.time()
     with ray_session(address):
         watch.add("ray_start", time.time() - start)
         with watch.stage("prepare"):
-            prepared = prepare(spec, store, progress)
+            hashing.result()
+            prepared = prepare(spec, store, progress, corpus)
     return prepared, watch
 
 
@@ -175,7 +181,8 @@ def train_job(
     store.check_writable()
     if key is not None and (done := finished_outcome(store, key)) is not None:
         return done
-    check_source(spec)
+    corpus = open_base_corpus(spec)
+    hashing = _Beside(corpus.fingerprint)
     progress("start", 0, None, "starting Ray, opening MLflow")
 
     def tracking_opened() -> Tracking:
@@ -192,7 +199,8 @@ def train_job(
         from pipeline.data.prepare import prepare
 
         with watch.stage("prepare"):
-            prepared = prepare(spec, store, progress)
+            hashing.result()
+            prepared = prepare(spec, store, progress, corpus)
             prepared.verify(progress)
         with watch.stage("tracking"):
             tracking = opening.result()
@@ -206,12 +214,12 @@ def finished_outcome(store: Store, key: str) -> Outcome | None:
     return Outcome(**state["outcome"]) if state.get("status") == "finished" else None
 
 
-def check_source(spec: RunSpec) -> None:
-    """Find a corpus that is not there before Ray is started."""
+def open_base_corpus(spec: RunSpec) -> Corpus:
+    """The corpus of a spec; one that is not there is found before Ray is started. Raises: CorpusError."""
     from pipeline.data.codec import CODECS
     from pipeline.data.corpus import open_corpus
 
-    open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
+    return open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
 
 
 def _train_and_after(

@@ -44,18 +44,19 @@ from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
 RAISED = "raised"
-INLINE_ROWS = 20_000
+INLINE_ROWS = 60_000
 """Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
 
-def prepare(spec: RunSpec, store: Store, progress: Progress = silent) -> Prepared:
+def prepare(spec: RunSpec, store: Store, progress: Progress = silent, corpus: Corpus | None = None) -> Prepared:
     """The prepared set of `spec` in `store`: found if it is there and whole, else made.
 
-    Raises: CorpusError, CodecError, PreparedDataError, StorageError; there is no manifest then.
+    `corpus`: the spec's, where the caller has opened it already. Raises: CorpusError, CodecError, PreparedDataError,
+    StorageError; there is no manifest then.
     """
     progress("prepare", 0, None, "reading the corpus's fingerprint")
     codec = make_codec(spec.data.codec)
-    corpus = open_corpus(spec.data.source, codec.modality)
+    corpus = corpus or open_corpus(spec.data.source, codec.modality)
     key = prepared_key(spec, corpus)
     found = find_prepared(store, key)
     if found is not None and not found.missing_shards():
@@ -316,7 +317,8 @@ class _Preparation:
         """The stage's answers, as they come, from Ray Data's workers; its own errors as they were raised."""
         if not items:
             return
-        dataset = ray.data.from_items(items, override_num_blocks=len(items)).map(_Told(stage))
+        given = ray.data.from_items(items, override_num_blocks=len(items))
+        dataset = given.map(_Told(stage))
         dataset.context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
         logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off

@@ -12,8 +12,6 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from pipeline.errors import CorpusError
 from pipeline.spec import SplitSpec
@@ -146,6 +144,9 @@ def _units(rows: Belonging) -> np.ndarray:
     if rows.group is not None:
         named = np.flatnonzero(rows.group)
         links.append(named[_link_to_first(rows.group[named])])
+    from scipy.sparse import coo_array  # a third of a second that Ray's workers, who never come here, need not wait
+    from scipy.sparse.csgraph import connected_components
+
     joined = np.concatenate(links)
     graph = coo_array((np.ones(len(joined), np.int8), (joined[:, 0], joined[:, 1])), shape=(count, count))
     return np.asarray(connected_components(graph, directed=False)[1], np.int64)

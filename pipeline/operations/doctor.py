@@ -25,7 +25,7 @@ from pipeline.ray_session import gpus, ray_session
 from pipeline.release.tracking import resolve_uri
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.workflow import check_source
+from pipeline.workflow import open_base_corpus
 
 import ray  # isort: skip  (after ray_session, which sets what Ray reads when it is imported)
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy  # isort: skip
@@ -105,7 +105,7 @@ def source_path(spec: RunSpec) -> str | None:
 
 def _source_error(spec: RunSpec) -> str | None:
     try:
-        check_source(spec)
+        open_base_corpus(spec)
     except AtelierError as error:
         return str(error)
     return None

@@ -22,7 +22,7 @@ from pipeline.storage import Store, open_store
 from pipeline.tuning.ledger import Ledger, Trial, campaign_key
 from pipeline.tuning.search import best_of
 from pipeline.tuning.space import Campaign, needs_extractor
-from pipeline.workflow import Outcome, Stopwatch, check_source, train_job
+from pipeline.workflow import Outcome, Stopwatch, open_base_corpus, train_job
 
 # Tune writes its own log files of every result, and takes Ctrl-C for a wish to finish the trials first.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")
@@ -68,7 +68,7 @@ def tune_job(
     watch = Stopwatch(since)
     store = open_store(campaign.base.storage)
     store.check_writable()
-    check_source(campaign.base)
+    open_base_corpus(campaign.base)
     with watch.stage("tracking"):
         tracking = open_tracking(campaign.base, store)
     progress("start", 0, None, "starting Ray")

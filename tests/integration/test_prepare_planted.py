@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import lzma
 import random
+import re
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,14 +16,14 @@ import pyarrow.parquet as pq
 import pytest
 import soundfile
 from PIL import Image
-from tests.planted import personal_items
-from tests.planted_duplicates import near_picture, near_sound, near_text
 
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
 from tests.conftest import SHARED_DATA
+from tests.planted import personal_items
+from tests.planted_duplicates import near_picture, near_sound, near_text
 
 pytestmark = [
     pytest.mark.ray,
@@ -72,7 +73,7 @@ CODECS: dict[str, dict[str, Any]] = {
     "image": {"kind": "image", "size": [32, 32], "channels": 3},
     "audio": {"kind": "waveform", "num_samples": 8192},
 }
-REASONS = {"text": "encoding", "image": "not a readable picture", "audio": "not a readable sound"}
+REASONS = {"text": "encoding", "image": "not a readable picture", "audio": "sound is cut short|not a readable sound"}
 
 
 class Planted:
@@ -146,7 +147,7 @@ def test_planted_copies_are_found_and_broken_files_are_quarantined(kind: str, tm
     assert len(side) == total - len(planted.broken)
     report = together.manifest.report
     assert {item["origin"] for item in report["quarantined"]} == planted.broken
-    assert all(REASONS[kind] in item["reason"] for item in report["quarantined"])
+    assert all(re.search(REASONS[kind], item["reason"]) for item in report["quarantined"])
     parted = [copy for copy, original in planted.origin_of.items() if side[copy] != side[original]]
 
     kept = sides(prepare(spec_of(kind, planted.folder, {"exact": "drop", "near": "drop"}), store))
@@ -172,9 +173,8 @@ def test_no_planted_personal_data_is_in_any_shard(tmp_path: Path) -> None:
         if path.suffix == ".parquet":
             table = pq.read_table(path)
             column = table["data" if "data" in table.column_names else "x"] if table.num_columns > 2 else None
-            if column is None:
+            if column is None:  # the ids of records.parquet
                 continue
-            values = column.to_pylist()
-            data = b"\n".join(bytes(value) if not isinstance(value, bytes) else value for value in values)
+            data = b"\n".join(value for value in column.to_pylist() if value is not None)
         leaked = [secret for secret in planted.secrets if secret.encode() in data]
         assert not leaked, f"{path.name} holds {leaked[:3]}"

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 
 def cluster(count: int, pairs: np.ndarray) -> np.ndarray:
     """The label of each of `count` rows, int64 `[N]`: the smallest row that pairs int64 `[P, 2]` connect it with."""
+    from scipy.sparse import coo_array  # a third of a second that Ray's workers, who never come here, need not wait
+    from scipy.sparse.csgraph import connected_components
+
     ones = np.ones(len(pairs), np.int8)
     graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
     return exact_groups(connected_components(graph, directed=False)[1])

@@ -32,7 +32,7 @@ UNREADABLE = "unreadable"
 """The digest of a file that the fingerprint could not read."""
 
 PIECE_BYTES = 8 * 2**20
-FILES_PER_UNIT = 500
+FILES_PER_UNIT = 2000
 BYTES_PER_UNIT = 32 * 2**20
 SCANNERS = 4
 REMOTE_SCANNERS = 16
