@@ -230,3 +230,25 @@ def test_batches_on_a_gpu_are_those_on_the_host(share: float, layout: Layout, mo
             assert other.label.tolist() == first.label.tolist() and other.index.tolist() == first.index.tolist()
     for feed in feeds:
         feed.close()
+
+
+@pytest.mark.parametrize("load", ["memory", "stream"])
+def test_workers_that_become_one_and_then_four_see_every_record_once_an_epoch(load: str, tmp_path: Path) -> None:
+    count, batch_size = 44, 8
+    store = open_store(str(tmp_path))
+    prepared = write_prepared(store, PICTURES, pictures(count), 9, 9)
+    training = TrainingSpec(batch_size=batch_size, load=load, shuffle_window=16)
+    ids = prepared.load_split("train").ids
+    seen: list[str] = []
+    # Each time in the middle of an epoch: 44 examples are five batches and a half.
+    for workers, first, last in ((2, 0, 4), (1, 4, 9), (4, 9, 22)):
+        ranks = [make_batches(prepared, "train", training, 3, rank, workers) for rank in range(workers)]
+        for number in range(first, last):
+            parts = [each.batch(number) for each in ranks]
+            for place in range(batch_size):
+                seen.append(str(ids[int(parts[place % workers].index[place // workers])]))
+        for each in ranks:
+            each.close()
+    assert len(seen) == 4 * count and len(set(seen)) == count
+    for epoch in range(4):
+        assert sorted(seen[epoch * count : (epoch + 1) * count]) == sorted(map(str, ids))
