@@ -44,6 +44,7 @@ from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
 RAISED = "raised"
+MOST_BLOCKS = 4096
 INLINE_ROWS = 60_000
 """Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
@@ -317,7 +318,8 @@ class _Preparation:
         """The stage's answers, as they come, from Ray Data's workers; its own errors as they were raised."""
         if not items:
             return
-        given = ray.data.from_items(items, override_num_blocks=len(items))
+        # A block an item, so that they are shared out one by one; of very many, a few together.
+        given = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
         dataset = given.map(_Told(stage))
         dataset.context.enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.WARNING)
