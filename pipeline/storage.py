@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import socket
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow as pa
 from pyarrow import fs as pafs
 
@@ -64,7 +67,7 @@ class Store:
         """A file written piece by piece, which on a filesystem that renames has its name only when it is whole; on an
         object store one that was broken off may be there, cut short."""
         target = self.path(*parts)
-        written = f"{target}.{uuid.uuid4().hex[:8]}.tmp" if self.is_local else target
+        written = _temporary(target) if self.is_local else target
         with self._explained("write", *parts):
             if self.is_local:
                 self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
@@ -98,7 +101,7 @@ class Store:
                     stream.write(data)
                 return
             self.filesystem.create_dir(target.rsplit("/", 1)[0], recursive=True)
-            temporary = f"{target}.{uuid.uuid4().hex[:8]}.tmp"
+            temporary = _temporary(target)
             try:
                 with open(temporary, "wb") as file:
                     file.write(data)
@@ -110,6 +113,16 @@ class Store:
 
     def write_json(self, value: Any, *parts: str) -> None:
         self.write_bytes(json.dumps(value, indent=1, ensure_ascii=False, sort_keys=True).encode(), *parts)
+
+    def sweep(self, *parts: str) -> None:
+        """Remove from a local folder what processes of this machine were writing when they were killed."""
+        if not self.is_local:
+            return
+        ours = re.compile(rf"\.{re.escape(socket.gethostname())}-(\d+)-[0-9a-f]{{8}}\.tmp$")
+        for name in self.list_names(*parts):
+            found = ours.search(name)
+            if found and not psutil.pid_exists(int(found[1])):
+                self.delete_file(*parts, name)
 
     def make_dir(self, *parts: str) -> None:
         with self._explained("make", *parts):
@@ -135,6 +148,11 @@ class Store:
 
     def _explained(self, verb: str, *parts: str) -> _Explained:
         return _Explained(f"{self.path(*parts)}: cannot {verb} it")
+
+
+def _temporary(target: str) -> str:
+    """A name beside `target` that says who is writing, so that others know what was left behind."""
+    return f"{target}.{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:8]}.tmp"
 
 
 class _Explained:

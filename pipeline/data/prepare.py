@@ -74,6 +74,7 @@ def prepare(spec: RunSpec, store: Store, progress: Progress = silent, corpus: Co
             lists = read_lists(spec.data.cleaning)
             preparation = _Preparation(spec, store, corpus, codec, lists, folder, work, progress)
             manifest = preparation.run(key)
+            folder.sweep()
             folder.write_json(preparation.facts(), "preparation.json")
             folder.write_json(manifest.as_dict(), MANIFEST)
     except BaseException:  # also when interrupted; what was read is kept, for the next preparation
@@ -149,6 +150,7 @@ class _Preparation:
         self.progress("prepare", 0, None, "looking for what was read before")
         there = self.store.child(PARTS_FOLDER, reading_key(self.spec, self.corpus, self.codec, self.lists))
         there.make_dir()
+        there.sweep()
         catalogue = Catalogue(there, self.corpus, self.spec.data.limit)
         self._read_units(catalogue.missing(), there)
         stale = stale_parts(catalogue.parts(), self.lists.opt_out)
