@@ -20,6 +20,7 @@ os.environ.setdefault("AWS_EC2_METADATA_DISABLED", "true")
 import numpy as np
 import pytest
 import torch
+from hypothesis import settings
 
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
@@ -28,6 +29,10 @@ from pipeline.spec import RunSpec, make_spec
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
+
+# No test asserts a wall-clock time, and a deadline of 200 ms an example is one.
+settings.register_profile("atelier", deadline=None)
+settings.load_profile("atelier")
 
 # The networks of tests are tiny: threads would only wait for each other.
 torch.set_num_threads(1)

@@ -66,11 +66,6 @@ class Records:
         """From identifiers uint64 `[N]` and places in SPLITS (or NO_SIDE) uint8 `[N]`, in any order."""
         return cls(record, side)._sorted()
 
-    @classmethod
-    def joined(cls, parts: Sequence[Records]) -> Records:
-        record = np.concatenate([np.zeros(0, np.uint64), *(part.record for part in parts)])
-        return cls(record, np.concatenate([np.zeros(0, np.uint8), *(part.side for part in parts)]))._sorted()
-
     def _sorted(self) -> Records:
         order = np.lexsort((self.side, self.record))
         record, side = self.record[order], self.side[order]

@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipeline.data.collect import WindowPacker
 from pipeline.data.shards import GROUP_BYTES
 from pipeline.errors import StorageError
 from pipeline.storage import open_store
@@ -83,23 +81,3 @@ def test_a_full_disk_is_a_storage_error(tmp_path: Path, monkeypatch: pytest.Monk
     with pytest.raises(StorageError, match="No space left on device"):
         write_prepared(open_store(str(tmp_path)), PICTURES, pictures(3))
     assert list((tmp_path / "prepared" / "k").iterdir()) == []
-
-
-@given(documents=st.lists(st.integers(0, 12), max_size=20), length=st.integers(2, 7), cuts=st.integers(1, 4))
-def test_windows_and_tail_are_the_stream_whatever_the_blocks(documents: list[int], length: int, cuts: int) -> None:
-    stream = np.arange(sum(documents), dtype=np.uint16)
-    pieces = np.split(stream, np.cumsum(documents)[:-1]) if documents else []
-    packer = WindowPacker("train", length, "uint16")
-    windows: list[np.ndarray] = []
-    origins: list[str] = []
-    for start in range(0, len(pieces), cuts):
-        part = [piece.tobytes() for piece in pieces[start : start + cuts]]
-        names = pa.array([str(i) for i in range(start, start + len(part))])
-        x, identifiers, origin = packer.add(part, names)
-        assert len(x) == len(identifiers) == len(origin)
-        windows.extend(x)
-        origins.extend(origin.to_pylist())
-    assert len(packer.tail) < length
-    np.testing.assert_array_equal(np.concatenate([*windows, packer.tail]), stream)
-    owner = np.repeat(np.arange(len(documents)), documents)
-    assert origins == [str(owner[i * length]) for i in range(len(windows))]
