@@ -27,9 +27,20 @@ import ray
 
 from pipeline.errors import ClusterError
 
+OF_RAY_DATA = (("datasets_stats_actor", "_dataset_stats_actor"), ("AutoscalingCoordinator", "AutoscalingCoordinator"))
+"""Name and namespace of the actors that Ray Data leaves; it starts them again when it needs them."""
 ANSWER_WITHIN_SECONDS = 5
 LEAST_CPUS = 4
 """Logical processors of a local Ray: preparing, training and their small tasks must not wait for each other."""
+OF_OWN_RAY = {
+    # Ray keeps as many idle workers as it has processors. Each wakes a hundred times a second; those that are not
+    # called for ten seconds end, which is after the pauses of a preparation and soon in a training.
+    "RAY_num_workers_soft_limit": "0",
+    "RAY_idle_worker_killing_time_threshold_ms": "10000",
+    # Nobody takes this machine away from its own Ray with notice.
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
+}
+_own = False
 
 
 @contextlib.contextmanager
@@ -49,6 +60,8 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     else:
         # Nothing but this machine's own processes speaks to it, so no token is written to the home folder.
         os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+        for name, value in OF_OWN_RAY.items():
+            os.environ.setdefault(name, value)
         cpus = max(LEAST_CPUS, os.cpu_count() or 1)
         ray.init(
             address="local",
@@ -60,10 +73,26 @@ def ray_session(address: str | None = None) -> Iterator[None]:
     # `ray.init` puts its own handler in place, which leaves no time to mark the MLflow run as stopped.
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, handler)
+    global _own
+    _own = not address
     try:
         yield
     finally:
+        _own = False
         ray.shutdown()
+
+
+def is_own() -> bool:
+    """Whether Ray is a local one of this process's, which ends with it."""
+    return _own
+
+
+def end_data_actors() -> None:
+    """End what Ray Data leaves running after a preparation, where Ray is this process's own."""
+    if _own:
+        for name, namespace in OF_RAY_DATA:
+            with contextlib.suppress(ValueError):  # it was not started
+                ray.kill(ray.get_actor(name, namespace=namespace))
 
 
 def _join(address: str) -> None:

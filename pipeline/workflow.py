@@ -192,7 +192,7 @@ def train_job(
 
     opening = _Beside(tracking_opened)
     start = time.time()
-    from pipeline.ray_session import ray_session
+    from pipeline.ray_session import end_data_actors, ray_session
 
     with ray_session(address):
         watch.add("ray_start", time.time() - start)
@@ -201,6 +201,7 @@ def train_job(
         with watch.stage("prepare"):
             hashing.result()
             prepared = prepare(spec, store, progress, corpus)
+            end_data_actors()
             prepared.verify(progress)
         with watch.stage("tracking"):
             tracking = opening.result()

@@ -14,6 +14,7 @@ RAY_ROOMS = {
     "pipeline/data/prepare.py",
     "pipeline/training/worker.py",
     "pipeline/training/launch.py",
+    "pipeline/training/lean_trainer.py",
     "pipeline/evaluation/evaluate.py",
     "pipeline/ray_session.py",
     "pipeline/workflow.py",

@@ -66,17 +66,18 @@ def train_with_ray(
     or TrainingFailedError when workers failed oftener than `training.max_failures`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchTrainer
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
-    from pipeline.ray_session import gpus
+    from pipeline.ray_session import gpus, is_own
+    from pipeline.training.lean_trainer import LeanTorchTrainer
     from pipeline.training.worker import WorkerConfig, train_worker
 
     training = spec.training
     use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
     config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, warm_weights)
-    trainer = TorchTrainer(
+    trainer = LeanTorchTrainer(
         train_worker,
+        own_ray=is_own(),
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from pipeline.data.prepare import prepare
 from pipeline.progress import silent
-from pipeline.ray_session import ray_session
+from pipeline.ray_session import end_data_actors, ray_session
 from pipeline.release.tracking import metric_history, open_tracking, start_or_continue_run
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import Store, open_store
@@ -185,6 +185,7 @@ def compare(conf: str, store: Store, slices: int, slice_seconds: float) -> dict[
     """Train `conf` with Ray Train and with the plain loop by turns; steps a second of both."""
     spec = load_spec(f"conf/{conf}.yaml", [f"storage={store.uri}"])
     prepared = prepare(spec, store, silent)
+    end_data_actors()  # as a training job does
     threads = len(os.sched_getaffinity(0))
     total = 2 * slices * slice_seconds + SETTLED_SECONDS
     changed = spec.as_dict()

@@ -1,0 +1,26 @@
+"""A TorchTrainer without the helper processes that a training on a Ray of this process's own has no use for.  [ray]
+
+Ray Train starts an actor for each of its services, and an idle actor is not free: its main thread wakes a hundred
+times a second, and on two cores each time stops one of two threads that compute in step. The only place that knows
+Ray Train's internal callbacks.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ray.train.torch import TorchTrainer
+from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
+from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+
+
+class LeanTorchTrainer(TorchTrainer):
+    """Without the manager of Ray Data's datasets, of which no training here has any, and where `own_ray` says that the
+    cluster ends with this process, without the cleaner of placement groups, which would end with it."""
+
+    def __init__(self, *args: Any, own_ray: bool, **options: Any) -> None:
+        self._needless = (DatasetsCallback, PlacementGroupCleanerCallback) if own_ray else (DatasetsCallback,)
+        super().__init__(*args, **options)
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._needless)]
