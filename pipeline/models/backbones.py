@@ -30,7 +30,7 @@ def make_encoder(shape: Sequence[int], backbone: SignalBackbone, outputs: int) -
     """A network from a signal `[B, *shape]` to `[B, outputs]`."""
     if isinstance(backbone, ConvBackboneSpec):
         return ConvEncoder(shape, backbone, outputs)
-    return nn.Sequential(nn.Flatten(), _mlp([math.prod(shape), *backbone.hidden], outputs, backbone.activation))
+    return nn.Sequential(nn.Flatten(), _mlp([math.prod(shape), *backbone.hidden], outputs, backbone))
 
 
 def make_decoder(inputs: int, backbone: SignalBackbone, shape: Sequence[int]) -> nn.Module:
@@ -38,13 +38,16 @@ def make_decoder(inputs: int, backbone: SignalBackbone, shape: Sequence[int]) ->
     if isinstance(backbone, ConvBackboneSpec):
         return ConvDecoder(inputs, backbone, shape)
     widths = [inputs, *reversed(backbone.hidden)]
-    return nn.Sequential(_mlp(widths, math.prod(shape), backbone.activation), nn.Unflatten(1, tuple(shape)))
+    return nn.Sequential(_mlp(widths, math.prod(shape), backbone), nn.Unflatten(1, tuple(shape)))
 
 
-def _mlp(widths: Sequence[int], outputs: int, activation: str) -> nn.Sequential:
+def _mlp(widths: Sequence[int], outputs: int, backbone: MlpBackboneSpec) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        layers.append(nn.Linear(before, after))
+        if backbone.norm == "layer":
+            layers.append(nn.LayerNorm(after))
+        layers.append(ACTIVATIONS[backbone.activation]())
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
 
 

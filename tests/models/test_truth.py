@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.data.layout import Layout
 from pipeline.models import build_model
+from pipeline.models.backbones import make_encoder
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
 from pipeline.models.gan import LOSSES, GenerativeAdversarialNetwork
 from pipeline.models.rnn import RecurrentLanguageModel, draw
@@ -211,3 +212,15 @@ def test_noise_of_two_workers_interleaves_to_that_of_one() -> None:
     whole = Noise(make_generator(3, "n")).normal(6, 2)
     parts = [Noise(make_generator(3, "n"), rank, 2).normal(3, 2) for rank in (0, 1)]
     torch.testing.assert_close(torch.stack(parts, dim=1).flatten(0, 1), whole)
+
+
+def test_layer_norm_forgets_the_scale_of_hidden_values() -> None:
+    torch.manual_seed(0)
+    encoder = make_encoder((1, 4, 4), MlpBackboneSpec(kind="mlp", hidden=(8,), norm="layer"), 3)
+    first = next(module for module in encoder.modules() if isinstance(module, nn.Linear))
+    x = torch.randn(5, 1, 4, 4)
+    before = encoder(x)
+    with torch.no_grad():
+        first.weight *= 1000
+        first.bias *= 1000
+    torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-4)
