@@ -30,12 +30,21 @@ from pipeline.spec import RunSpec, make_spec
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
 
-# No test asserts a wall-clock time, and a deadline of 200 ms an example is one.
-settings.register_profile("atelier", deadline=None)
-settings.load_profile("atelier")
+# No test asserts a wall-clock time, and a deadline of 200 ms an example is one. With `--hypothesis-profile thorough`
+# twenty times as many examples are looked at.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile("quick")
 
 # The networks of tests are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are processors: some tests wait for a clock or for processes."""
+    return len(os.sched_getaffinity(0)) + 1
+
 
 MODALITIES = ("text", "image", "audio")
 FAMILIES = ("rnn", "vae", "gan")

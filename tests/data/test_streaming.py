@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.background import Ahead
@@ -33,7 +33,6 @@ def equal(one: Batch, two: Batch) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-@settings(deadline=None, max_examples=25)
 @given(
     count=st.integers(1, 40),
     shard=st.integers(1, 9),
@@ -58,7 +57,6 @@ def test_streamed_examples_are_those_in_memory(
         streamed.close()
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     count=st.integers(1, 30),
     tail=st.lists(st.integers(0, 9), min_size=1, max_size=3),
