@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -140,12 +141,18 @@ def lane_spec(**training: Any) -> RunSpec:
 
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, since its migrations
-    take seconds, and only to be copied."""
+    """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, by whichever process of
+    the tests needs it first, since its migrations take seconds, and only to be copied."""
     from pipeline.release.tracking import connect
 
-    path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}", create=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = folder / "mlflow.db"
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            connect(f"sqlite:///{folder}/unfinished.db", create=True)
+            (folder / "unfinished.db").rename(path)
     return path
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipeline.data.background import Ahead
@@ -33,6 +33,7 @@ def equal(one: Batch, two: Batch) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 40),
     shard=st.integers(1, 9),

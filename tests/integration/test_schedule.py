@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,6 +16,7 @@ import pytest
 import yaml
 
 from pipeline.operations.ticks import Tick, TickState
+from tests.command_line import run_here
 
 TICK = "import os, sys, json; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); print(json.dumps({'ok': True}))"
 WAITER = """
@@ -199,13 +199,9 @@ def test_a_tick_is_a_real_retraining(home: Home, ray_cluster: None, monkeypatch:
 
 def test_list_tells_the_next_times_and_writes_nothing(home: Home) -> None:
     file = home.write("tick", ["true"], cron="0 3 * * mon", timezone="Europe/Berlin")
-    out = subprocess.run(
-        [sys.executable, "-m", "jobs", "schedule", str(file), "--state", str(home.state), "--list"],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
-    (listed,) = json.loads(out.stdout)["schedules"]
+    code, answer, errors = run_here("schedule", str(file), "--state", str(home.state), "--list")
+    assert code == 0, errors
+    (listed,) = answer["schedules"]
     assert listed["name"] == "tick" and len(listed["next"]) == 3
     assert all("T03:00:00+0" in moment for moment in listed["next"])
     assert not home.state.exists()
