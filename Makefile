@@ -1,17 +1,22 @@
 # make train: set up and run the main job.  make test: set up and run the tests.  make check: lint, format, types.
+# make test-slow: kill again and again, and look at twenty times as many examples of properties; not part of test.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: train test check format setup clean
+.PHONY: train test test-slow check format setup clean
 
 train: $(VENV)/.installed
 	$(BIN)/atelier train conf/image_vae.yaml
 
 test: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m "not ray" --numprocesses auto
-	$(BIN)/python -m pytest -m ray --numprocesses 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist worksteal
+	$(BIN)/python -m pytest -m "ray and not slow" --numprocesses 2 --dist loadfile
+
+test-slow: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "not ray and not slow" --numprocesses auto --dist worksteal --hypothesis-profile thorough
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 from collections.abc import Iterator
@@ -30,12 +31,21 @@ from pipeline.spec import RunSpec, make_spec
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
 
-# No test asserts a wall-clock time, and a deadline of 200 ms an example is one.
-settings.register_profile("atelier", deadline=None)
-settings.load_profile("atelier")
+# No test asserts a wall-clock time, and a deadline of 200 ms an example is one. With `--hypothesis-profile thorough`
+# twenty times as many examples are looked at.
+settings.register_profile("quick", deadline=None, max_examples=50)
+settings.register_profile("thorough", deadline=None, max_examples=1000)
+settings.load_profile("quick")
 
 # The networks of tests are tiny: threads would only wait for each other.
 torch.set_num_threads(1)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """One process more than there are processors: some tests wait for a clock or for processes."""
+    return len(os.sched_getaffinity(0)) + 1
+
 
 MODALITIES = ("text", "image", "audio")
 FAMILIES = ("rnn", "vae", "gan")
@@ -131,12 +141,18 @@ def lane_spec(**training: Any) -> RunSpec:
 
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, since its migrations
-    take seconds, and only to be copied."""
+    """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, by whichever process of
+    the tests needs it first, since its migrations take seconds, and only to be copied."""
     from pipeline.release.tracking import connect
 
-    path: Path = tmp_path_factory.mktemp("mlflow") / "mlflow.db"
-    connect(f"sqlite:///{path}", create=True)
+    base = tmp_path_factory.getbasetemp()
+    folder = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    path = folder / "mlflow.db"
+    with (folder / "mlflow.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not path.exists():
+            connect(f"sqlite:///{folder}/unfinished.db", create=True)
+            (folder / "unfinished.db").rename(path)
     return path
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 from pathlib import Path
 
 import pytest
@@ -35,15 +36,21 @@ BATCHES = ("batches.py", "order.py", "streaming.py", "lanes.py")
 ORDER = ["data", "models", "evaluation", "training", "generation", "release", "report", "tuning", "operations"]
 
 
-def imports(path: Path) -> set[str]:
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
+def imports(path: Path) -> frozenset[str]:
     """Top-level names and `pipeline` modules that a file imports anywhere in it."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
             found.add(node.module)
-    return found
+    return frozenset(found)
 
 
 def uses(path: Path, package: str) -> bool:
@@ -85,4 +92,4 @@ def test_jobs_are_thin(path: Path) -> None:
 @pytest.mark.parametrize("path", PIPELINE + JOBS, ids=str)
 def test_every_module_says_what_it_is_for(path: Path) -> None:
     assert path.stem not in ("utils", "common", "misc", "helpers")
-    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), f"{path} has no docstring"
+    assert ast.get_docstring(parsed(path)), f"{path} has no docstring"

@@ -83,8 +83,6 @@ def test_nodes_share_a_bucket_and_an_mlflow_server() -> None:
         assert kind["node_config"]["IamInstanceProfile"] == {"Name": "atelier-ray"}
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_rays_own_set_up_starts_every_kind_of_node_on_a_simulated_aws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -2,51 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
-import signal
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from jobs.__main__ import app
-
-Answer = tuple[int, dict[str, Any], str]
-
-
-def run(*arguments: str, **environment: str) -> Answer:
-    """A process, as a user starts it: exit code, last line of stdout, stderr."""
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, env={**os.environ, **environment}
-    )
-    last = result.stdout.splitlines()[-1] if result.stdout else "{}"
-    return result.returncode, json.loads(last), result.stderr
-
-
-def run_here(*arguments: str) -> Answer:
-    """The same in this process, where heavy imports are paid once; what a job does to its process is undone."""
-    kept, handler = (os.dup(1), os.dup(2)), signal.getsignal(signal.SIGTERM)
-    with tempfile.TemporaryFile("w+") as output, tempfile.TemporaryFile("w+") as errors:
-        os.dup2(output.fileno(), 1)
-        os.dup2(errors.fileno(), 2)
-        try:
-            streams = contextlib.redirect_stdout(output), contextlib.redirect_stderr(errors)
-            with streams[0], streams[1], pytest.raises(SystemExit) as left:
-                app(list(arguments), prog_name="atelier")
-        finally:
-            for number, saved in enumerate(kept, start=1):
-                os.dup2(saved, number)
-                os.close(saved)
-            signal.signal(signal.SIGTERM, handler)
-        output.seek(0)
-        errors.seek(0)
-        return int(left.value.code or 0), json.loads(output.read().splitlines()[-1]), errors.read()
+from tests.command_line import Answer, run, run_here
 
 
 # A process of its own for what is quick, and for one of each exit code; the others import Ray, torch and MLflow.
@@ -102,20 +64,12 @@ def test_unknown_option_is_the_users_mistake() -> None:
 
 
 @pytest.mark.ray
-@pytest.mark.slow
-def test_tracking_server_that_does_not_answer_is_said_before_training(ray_cluster: None, tmp_path: Path) -> None:
-    import ray
-
-    code, answer, errors = run(
-        "train",
-        "conf/image_vae.yaml",
-        "--set",
-        f"storage={tmp_path}",
-        "--set",
-        "training.num_workers=0",
-        MLFLOW_TRACKING_URI="http://127.0.0.1:9",
-        RAY_ADDRESS=ray.get_runtime_context().gcs_address,
-    )
+def test_tracking_server_that_does_not_answer_is_said_before_training(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    settings = ("--set", f"storage={tmp_path}", "--set", "training.num_workers=0")
+    code, answer, errors = run_here("train", "conf/image_vae.yaml", *settings)
     assert code == 1, errors
     assert answer["kind"] == "TrackingError"
     assert "127.0.0.1:9" in answer["error"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.batches import LaneBatches, ShuffledBatches
@@ -28,7 +28,6 @@ def _order(count: int, seed: int) -> Order:
     return Order([count], count, seed)
 
 
-@settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 40), batch=st.integers(1, 50), epochs=st.integers(1, 3))
 def test_every_example_is_seen_once_an_epoch(count: int, batch: int, epochs: int) -> None:
     batches = ShuffledBatches(_rows(count), PICTURES, _order(count, 1), batch)
@@ -38,7 +37,6 @@ def test_every_example_is_seen_once_an_epoch(count: int, batch: int, epochs: int
         assert sorted(epoch.tolist()) == list(range(count))
 
 
-@settings(deadline=None, max_examples=40)
 @given(workers=st.sampled_from([1, 2, 4]), number=st.integers(0, 30))
 def test_workers_share_a_global_batch_that_does_not_depend_on_them(workers: int, number: int) -> None:
     order = _order(23, 1)

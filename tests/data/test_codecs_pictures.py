@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from tiny_codecs import codec_of, picture_file
@@ -204,7 +204,6 @@ def test_a_file_that_is_cut_is_refused(format: str) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), channels=st.sampled_from([1, 3]))
-@settings(max_examples=20, deadline=None)
 def test_pictures_come_back_exactly(seed: int, channels: int) -> None:
     codec = codec_of(kind="image", size=[5, 7], channels=channels)
     raw = np.random.default_rng(seed).integers(0, 256, (5, 7, channels), dtype=np.uint8)
@@ -214,7 +213,6 @@ def test_pictures_come_back_exactly(seed: int, channels: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), levels=st.integers(2, 256))
-@settings(max_examples=30, deadline=None)
 def test_raster_pixels_are_off_by_half_a_step_at_most(seed: int, levels: int) -> None:
     codec = codec_of(kind="raster", size=[16, 16], levels=levels)
     raw = np.random.default_rng(seed).integers(0, 256, (16, 16, 1), dtype=np.uint8)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tiny_codecs import codec_of, sound_file, tone
 
@@ -148,7 +148,6 @@ def test_segments_cover_a_sound_but_for_a_short_rest(length: int, sizes: list[in
 
 @given(seed=st.integers(0, 2**32 - 1))
 @example(seed=219)  # half a step, and the rounding of single precision on top
-@settings(max_examples=20, deadline=None)
 def test_waveforms_come_back_within_half_a_step(seed: int) -> None:
     codec = codec_of(kind="waveform", num_samples=64)
     raw = np.random.default_rng(seed).uniform(-1, 1, 64).astype(np.float32)
@@ -157,7 +156,6 @@ def test_waveforms_come_back_within_half_a_step(seed: int) -> None:
 
 
 @given(seed=st.integers(0, 2**32 - 1), levels=st.integers(4, 256), exponent=st.floats(0, 6))
-@settings(max_examples=50, deadline=None)
 def test_mu_law_samples_come_back_within_the_bound_of_its_formula(seed: int, levels: int, exponent: float) -> None:
     codec = codec_of(kind="mu_law", num_samples=64, levels=levels)
     raw = np.random.default_rng(seed).uniform(-1, 1, 64).astype(np.float32) * np.float32(10**-exponent)

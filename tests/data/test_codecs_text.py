@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tiny_codecs import PACKINGS, ROLES, SPECS, TEXTS, codec_of
 
@@ -29,7 +29,6 @@ def roomy(kind: str, packing: str = "documents", special_tokens: tuple[str, ...]
 
 
 @given(text=st.text(st.characters(exclude_categories=["Cs"]), max_size=60))
-@settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("packing", PACKINGS)
 @pytest.mark.parametrize("kind", ["bytes", *SUBWORDS])
 def test_bytes_and_subwords_lose_no_text(kind: str, packing: str, text: str) -> None:
@@ -39,7 +38,6 @@ def test_bytes_and_subwords_lose_no_text(kind: str, packing: str, text: str) -> 
 
 
 @given(text=st.text("the quick", max_size=40))
-@settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("packing", PACKINGS)
 def test_known_characters_come_back(packing: str, text: str) -> None:
     codec = roomy("characters", packing)
@@ -51,7 +49,6 @@ AWKWARD = ("<|user|>", "<|user|>>", "ende ß", ".*", "\u0120")
 
 
 @given(parts=st.lists(st.one_of(st.sampled_from(AWKWARD), st.text("the <|>user", max_size=6)), max_size=8))
-@settings(max_examples=60, deadline=None)
 @pytest.mark.parametrize("kind", ["bytes", "characters", *SUBWORDS])
 def test_special_tokens_come_back_wherever_they_stand(kind: str, parts: list[str]) -> None:
     codec = roomy(kind, special_tokens=AWKWARD)
@@ -98,7 +95,6 @@ def test_a_rare_character_is_unknown() -> None:
 
 
 @given(texts=st.lists(st.text(max_size=30), min_size=1, max_size=6))
-@settings(max_examples=20, deadline=None)
 def test_characters_counted_in_parts_are_those_of_the_whole(texts: list[str]) -> None:
     codec = make_codec(SPECS.validate_python({"kind": "characters"}))
     assert isinstance(codec, CharactersCodec)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.order import WINDOW_BYTES, Order, window_rows
@@ -23,14 +23,12 @@ def rows_at(order: Order, start: int, stop: int) -> list[int]:
     ]
 
 
-@settings(deadline=None, max_examples=60)
 @given(shards=SHARDS, window=st.integers(1, 40), epoch=st.integers(0, 3))
 def test_every_row_comes_once_an_epoch(shards: list[int], window: int, epoch: int) -> None:
     order, count = Order(shards, window, seed=1), sum(shards)
     assert sorted(rows_at(order, epoch * count, (epoch + 1) * count)) == list(range(count))
 
 
-@settings(deadline=None, max_examples=60)
 @given(shards=SHARDS, window=st.integers(1, 40))
 def test_windows_are_whole_neighbouring_shards_and_as_full_as_they_can_be(shards: list[int], window: int) -> None:
     order, count = Order(shards, window, seed=1), sum(shards)
@@ -47,7 +45,6 @@ def test_windows_are_whole_neighbouring_shards_and_as_full_as_they_can_be(shards
         assert (one.stop - one.start) + min(shards[shard] for shard in two.shards) > window or len(two.shards) > 1
 
 
-@settings(deadline=None, max_examples=60)
 @given(
     shards=SHARDS,
     window=st.integers(1, 40),

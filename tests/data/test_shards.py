@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.shards import GROUP_BYTES
@@ -24,7 +24,6 @@ from tests.data.prepared_sets import PICTURES, TEXT, memory_store, pictures, wri
     rows=st.integers(1, 7),
     group=st.integers(1, 9),
 )
-@settings(max_examples=25, deadline=None)
 def test_shards_are_exact_and_come_back_in_order(blocks: list[int], rows: int, group: int) -> None:
     count = sum(blocks)
     x = pictures(count)

@@ -33,7 +33,7 @@ def equal(one: Batch, two: Batch) -> bool:
     return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
 
 
-@settings(deadline=None, max_examples=25)
+@settings(max_examples=25)
 @given(
     count=st.integers(1, 40),
     shard=st.integers(1, 9),
@@ -58,7 +58,6 @@ def test_streamed_examples_are_those_in_memory(
         streamed.close()
 
 
-@settings(deadline=None, max_examples=40)
 @given(
     count=st.integers(1, 30),
     tail=st.lists(st.integers(0, 9), min_size=1, max_size=3),

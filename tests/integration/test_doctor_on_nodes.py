@@ -17,6 +17,7 @@ import ray_nodes
 
 from pipeline.operations.doctor import doctor_job
 from pipeline.spec import load_spec
+from tests.command_line import run_here
 
 pytestmark = pytest.mark.ray
 
@@ -79,8 +80,11 @@ def test_the_command_names_all_that_is_wrong_and_exits_with_1(ray_cluster: None,
     assert by_name["mlflow"]["do"] in errors and "Traceback" not in errors
 
 
-def test_the_command_on_a_healthy_cluster_exits_with_0(ray_cluster: None, tmp_path: Path) -> None:
-    code, answer, errors = atelier("conf/image_vae.yaml", "--set", f"storage={tmp_path}")
+def test_the_command_on_a_healthy_cluster_exits_with_0(
+    ray_cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "400")
+    code, answer, errors = run_here("doctor", "conf/image_vae.yaml", "--set", f"storage={tmp_path}")
     assert (code, answer["ok"]) == (0, True), errors
     assert "what to do" in errors
     assert list(tmp_path.iterdir()) == []
@@ -106,7 +110,6 @@ def split_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
     nodes.close()
 
 
-@pytest.mark.slow
 def test_a_storage_local_to_one_node_and_a_wrong_token_are_named(
     split_nodes: tuple[ray_nodes.RayNodes, Path],
 ) -> None:

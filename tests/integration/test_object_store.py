@@ -13,7 +13,7 @@ from pipeline.spec import load_spec
 from pipeline.storage import open_store
 from pipeline.workflow import plan, train_job
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")

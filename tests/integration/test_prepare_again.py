@@ -29,8 +29,9 @@ from pipeline.data.prepared import find_prepared
 from pipeline.errors import PreparedDataError
 from pipeline.spec import RunSpec, load_spec, make_spec
 from pipeline.storage import Store, open_store
+from tests.command_line import run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 WORDS = [
     f"{a}{b}"
@@ -171,21 +172,23 @@ def start(conf: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("victim", ["driver", "worker"])
-def test_killed_ten_times_at_random_moments_it_gives_the_undisturbed_set(victim: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("times", [2, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_again_and_again_at_random_moments_it_gives_the_undisturbed_set(
+    victim: str, times: int, tmp_path: Path
+) -> None:
     corpus = tmp_path / "corpus"
     write_texts(corpus, 0, 150)
-    quiet, disturbed = tmp_path / "quiet", tmp_path / "disturbed"
-    conf = conf_file(spec_of("text", corpus, quiet), tmp_path / "quiet.yaml")
-    assert start(conf).wait(timeout=300) == 0
-    (key,) = (name for name in open_store(str(quiet)).list_names("prepared") if not name.startswith("."))
-    wanted = contents(open_store(str(quiet)), key)
+    quiet = open_store(str(tmp_path / "quiet"))
+    key = prepare(spec_of("text", corpus, tmp_path / "quiet"), quiet).key
+    wanted = contents(quiet, key)
 
+    disturbed = tmp_path / "disturbed"
     store = open_store(str(disturbed))
     conf = conf_file(spec_of("text", corpus, disturbed), tmp_path / "disturbed.yaml")
     rng = random.Random(0)
     kills = 0
-    for _ in range(40):
-        if kills == 10:
+    for _ in range(4 * times):
+        if kills == times:
             break
         if rng.random() < 0.5:  # the others go on where the last one was
             shutil.rmtree(disturbed / "read", ignore_errors=True)
@@ -204,9 +207,8 @@ def test_killed_ten_times_at_random_moments_it_gives_the_undisturbed_set(victim:
             assert contents(store, key) == wanted
             # Begin again from nothing, so that each kill hits a preparation under way.
             shutil.rmtree(disturbed)
-    assert kills == 10
-    process = start(conf)
-    assert process.wait(timeout=300) == 0
+    assert kills == times
+    assert prepare(load_spec(conf), store).key == key
     assert contents(store, key) == wanted
     assert [name for name in store.list_names("prepared") if name.startswith(".")] == []
 
@@ -258,14 +260,13 @@ def test_damage_is_found_before_training_and_the_file_is_named(damage: str, tmp_
         path.write_text(text.replace('"kept": 40', '"kept": 41'))
         assert path.read_text() != text
     small = ["training.num_workers=0", "training.steps=2", "evaluation.nll_samples=2", "evaluation.samples=10"]
-    command = [sys.executable, "-m", "jobs", "train", str(conf), *(part for each in small for part in ("--set", each))]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
-    assert path.name in result.stderr
+    code, answer, errors = run_here("train", str(conf), *(part for each in small for part in ("--set", each)))
+    assert path.name in errors
     if damage == "missing":
         # A set that is not whole is no set: it is said, and made again, the same.
-        assert result.returncode == 0 and contents(store, prepared.key)[path.name] == whole
+        assert code == 0 and contents(store, prepared.key)[path.name] == whole
         return
-    assert result.returncode == 1 and json.loads(result.stdout.splitlines()[-1])["kind"] == "PreparedDataError"
+    assert code == 1 and answer["kind"] == "PreparedDataError"
     assert not store.exists("training")
     with pytest.raises(PreparedDataError, match=path.name):
         again = find_prepared(store, prepared.key)

@@ -8,6 +8,7 @@ import random
 import re
 import tarfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +21,13 @@ from PIL import Image
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared
 from pipeline.spec import RunSpec, make_spec
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 from tests.conftest import SHARED_DATA
 from tests.planted import personal_items
 from tests.planted_duplicates import near_picture, near_sound, near_text
 
 pytestmark = [
     pytest.mark.ray,
-    pytest.mark.slow,
     pytest.mark.usefixtures("ray_cluster"),
     pytest.mark.skipif(not SHARED_DATA.exists(), reason="the real corpora are not here"),
 ]
@@ -137,15 +137,31 @@ def sides(prepared: Prepared) -> dict[str, str]:
     return found
 
 
-@pytest.mark.parametrize("kind", SOURCES)
-def test_planted_copies_are_found_and_broken_files_are_quarantined(kind: str, tmp_path: Path) -> None:
-    planted, store = Planted(kind, tmp_path / "corpus"), open_store(str(tmp_path / "storage"))
-    total = len(list(planted.folder.iterdir()))
+@dataclass
+class Whole:
+    """A corpus of a kind with all that is planted in it, and its set with every copy kept."""
 
-    together = prepare(spec_of(kind, planted.folder, {"exact": "keep", "near": "keep"}), store)
-    side = sides(together)
+    kind: str
+    planted: Planted
+    store: Store
+    prepared: Prepared
+
+
+@pytest.fixture(scope="module")
+def whole(request: pytest.FixtureRequest, ray_cluster: None, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    folder = tmp_path_factory.mktemp(request.param)
+    planted, store = Planted(request.param, folder / "corpus"), open_store(str(folder / "storage"))
+    prepared = prepare(spec_of(request.param, planted.folder, {"exact": "keep", "near": "keep"}), store)
+    return Whole(request.param, planted, store, prepared)
+
+
+@pytest.mark.parametrize("whole", SOURCES, indirect=True)
+def test_planted_copies_are_found_and_broken_files_are_quarantined(whole: Whole) -> None:
+    kind, planted, store = whole.kind, whole.planted, whole.store
+    total = len(list(planted.folder.iterdir()))
+    side = sides(whole.prepared)
     assert len(side) == total - len(planted.broken)
-    report = together.manifest.report
+    report = whole.prepared.manifest.report
     assert {item["origin"] for item in report["quarantined"]} == planted.broken
     assert all(re.search(REASONS[kind], item["reason"]) for item in report["quarantined"])
     parted = [copy for copy, original in planted.origin_of.items() if side[copy] != side[original]]
@@ -161,12 +177,13 @@ def test_planted_copies_are_found_and_broken_files_are_quarantined(kind: str, tm
     assert set(parted) <= set(planted.origin_of) - set(found)  # no cluster crosses a split
 
 
-def test_no_planted_personal_data_is_in_any_shard(tmp_path: Path) -> None:
-    planted, store = Planted("text", tmp_path / "corpus"), open_store(str(tmp_path / "storage"))
+@pytest.mark.parametrize("whole", ["text"], indirect=True)
+def test_no_planted_personal_data_is_in_any_shard(whole: Whole) -> None:
+    planted = whole.planted
     assert len(planted.secrets) > 100
-    prepared = prepare(spec_of("text", planted.folder, {"near": "keep"}), store)
-    written = [path for path in store.local_path().rglob("*") if path.is_file()]
-    masked = prepared.manifest.report["personal_data"]
+    written = [path for path in whole.store.local_path().rglob("*") if path.is_file()]
+    assert written
+    masked = whole.prepared.manifest.report["personal_data"]
     assert sum(masked.values()) >= len(planted.secrets)
     for path in written:
         data = path.read_bytes()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -19,8 +18,9 @@ import yaml
 
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.storage import open_store
+from tests.command_line import Answer, run, run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 WORDS = ["the", "a", "red", "blue", "cat", "dog", "house", "runs", "sees", "likes", "under", "over", "and", "then"]
 MODEL = "retrained"
@@ -64,21 +64,26 @@ class Home:
         (self.corpus / f"{self.lines:06d}.txt").write_text("\n".join(text) + "\n")
         self.lines += lines
 
-    def start(self, *more: str, address: str | None = None) -> subprocess.Popen[str]:
+    def start(self) -> subprocess.Popen[str]:
+        """A retraining as a process, in the Ray of this test."""
         import ray
 
-        environment = {**os.environ, "RAY_ADDRESS": address or ray.get_runtime_context().gcs_address}
-        command = [sys.executable, "-m", "jobs", "retrain", str(self.file), *more]
-        return subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=os.getcwd()
-        )
+        environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+        command = [sys.executable, "-m", "jobs", "retrain", str(self.file), "--once"]
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
-    def retrain(self, *more: str, code: int = 0, address: str | None = None) -> dict[str, Any]:
-        process = self.start(*(more or ("--once",)), address=address)
-        out, errors = process.communicate(timeout=300)
-        assert process.returncode == code, errors
+    def retrain(self, mode: str = "--once", code: int = 0) -> dict[str, Any]:
+        """The answer of a retraining, in this process."""
+        return self._answer(run_here("retrain", str(self.file), mode), code)
+
+    def retrain_without_ray(self, mode: str = "--once", code: int = 0) -> dict[str, Any]:
+        """The answer of a retraining that would fail if it needed Ray: nothing answers at its address."""
+        return self._answer(run("retrain", str(self.file), mode, RAY_ADDRESS="127.0.0.1:1"), code)
+
+    def _answer(self, given: Answer, code: int) -> dict[str, Any]:
+        seen, answer, errors = given
+        assert seen == code, errors
         assert "Traceback" not in errors
-        answer: dict[str, Any] = json.loads(out.splitlines()[-1])
         return answer
 
     def entries(self) -> list[Entry]:
@@ -103,7 +108,7 @@ class Home:
 
     def kill_when(self, seen: Callable[[], bool]) -> None:
         """Start a retraining and kill -9 it as soon as `seen`."""
-        process = self.start("--once")
+        process = self.start()
         deadline = time.monotonic() + 240
         while not seen():
             assert process.poll() is None, f"it ended before it could be killed: {process.communicate()}"
@@ -135,8 +140,7 @@ def test_the_first_training_becomes_champion(home: Home) -> None:
 
 def test_with_an_unchanged_corpus_nothing_is_trained_and_ray_is_not_started(home: Home) -> None:
     runs = home.runs()
-    # Were Ray needed, this would fail: nothing answers there.
-    answer = home.retrain(address="127.0.0.1:1")
+    answer = home.retrain_without_ray()
     assert answer["decision"] == "unchanged"
     assert "no record is new" in answer["reason"]
     assert home.kinds() == ["begun", "decided", "unchanged"]
@@ -146,7 +150,7 @@ def test_with_an_unchanged_corpus_nothing_is_trained_and_ray_is_not_started(home
 
 def test_too_few_new_records_are_counted_and_not_enough(home: Home) -> None:
     home.grow(75)
-    answer = home.retrain(address="127.0.0.1:1")
+    answer = home.retrain_without_ray()
     assert answer["decision"] == "unchanged"
     assert answer["change"] == {"basis": "records", "share": 75 / 1575, "new": 75, "records": 1575, "gone": 0}
 
@@ -184,7 +188,7 @@ def test_a_challenger_that_gains_too_little_is_held_and_not_trained_again(home: 
     assert answer["decision"] == "held" and "not above 10" in answer["reason"]
     assert (home.champion(), home.versions()) == ("2", [1, 2, 3])
     runs = home.runs()
-    again = home.retrain(address="127.0.0.1:1")
+    again = home.retrain_without_ray()
     assert again["decision"] == "unchanged" and f"entry {answer['entry']} has already decided" in again["reason"]
     assert (home.runs(), home.versions()) == (runs, [1, 2, 3])
 
@@ -224,7 +228,7 @@ def test_a_second_process_waits_its_turn_and_a_changed_corpus_ends_what_was_begu
     home.grow(500)
     home.write_schedule(steps=3000)
     entries = len(home.entries())
-    process = home.start("--once")
+    process = home.start()
     try:
         deadline = time.monotonic() + 240
         while len(home.entries()) == entries:
@@ -249,7 +253,7 @@ def test_an_edited_ledger_is_refused_before_anything_is_moved(home: Home) -> Non
     kept = path.read_text()
     path.write_text(kept.replace("first", "held"))
     for mode in ("--once", "--dry-run"):
-        refused = home.retrain(mode, code=2, address="127.0.0.1:1")
+        refused = home.retrain_without_ray(mode, code=2)
         assert refused["kind"] == "LedgerError" and str(path) in refused["error"]
     assert (home.champion(), home.versions(), home.runs()) == before
     path.write_text(kept)

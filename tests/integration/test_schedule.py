@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -17,11 +16,18 @@ import pytest
 import yaml
 
 from pipeline.operations.ticks import Tick, TickState
-
-pytestmark = pytest.mark.slow
+from tests.command_line import run_here
 
 TICK = "import os, sys, json; open(sys.argv[1], 'a').write(f'{os.getpid()}\\n'); print(json.dumps({'ok': True}))"
-SLEEPER = "import sys, time; open(sys.argv[1], 'a').write('x'); time.sleep(float(sys.argv[2])); print('{\"slept\": 1}')"
+WAITER = """
+import os, sys, time
+open(sys.argv[1], 'a').write('x')
+until = time.time() + 600
+while not os.path.exists(f'{sys.argv[2]}-{os.getpid()}') and time.time() < until:
+    time.sleep(0.02)
+print('{"waited": 1}')
+"""
+"""A process that says that it is there, and ends when it is told to by a file with its number."""
 
 
 class Home:
@@ -117,7 +123,7 @@ def test_a_scheduler_that_was_killed_goes_on_when_started_again(home: Home) -> N
 
 
 def test_the_process_of_a_killed_scheduler_is_waited_for_and_not_started_twice(home: Home) -> None:
-    file = home.write("tick", [sys.executable, "-c", SLEEPER, str(home.mark), "9"])
+    file = home.write("tick", [sys.executable, "-c", WAITER, str(home.mark), str(home.folder / "end")])
     first = home.start(file)
     home.wait_for(lambda: any(tick.status == "running" for tick in home.history()), "a running tick")
     first.kill()
@@ -128,15 +134,16 @@ def test_the_process_of_a_killed_scheduler_is_waited_for_and_not_started_twice(h
     second = home.start(file)
     home.wait_for(lambda: any(tick.status == "overlapped" for tick in home.history()), "a tick held back")
     assert home.marks() == ["x"]
+    (home.folder / f"end-{orphan.child}").touch()
     home.wait_for(lambda: bool(home.finished()), "the end of the first")
     (ended,) = home.finished()
-    assert (ended.tick, ended.answer, ended.exit_code) == (orphan.tick, '{"slept": 1}', None)
+    assert (ended.tick, ended.answer, ended.exit_code) == (orphan.tick, '{"waited": 1}', None)
     home.stop(second)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_clean_stop_ends_what_runs_and_leaves_nothing(home: Home, number: signal.Signals) -> None:
-    file = home.write("tick", [sys.executable, "-c", SLEEPER, str(home.mark), "600"])
+    file = home.write("tick", [sys.executable, "-c", WAITER, str(home.mark), str(home.folder / "end")])
     scheduler = home.start(file)
     home.wait_for(lambda: any(tick.status == "running" for tick in home.history()) and bool(home.marks()), "a process")
     children = psutil.Process(scheduler.pid).children(recursive=True)
@@ -148,8 +155,8 @@ def test_a_clean_stop_ends_what_runs_and_leaves_nothing(home: Home, number: sign
 
 
 def test_a_command_that_fails_is_told_with_its_code_and_the_schedule_goes_on(home: Home) -> None:
-    file = home.write("tick", [sys.executable, "-c", 'print(\'{"error": "no"}\'); raise SystemExit(2)'])
-    other = home.write("gone", ["/no/such/command"])
+    file = home.write("tick", [sys.executable, "-c", 'print(\'{"error": "no"}\'); raise SystemExit(2)'], "* * * * * *")
+    other = home.write("gone", ["/no/such/command"], "* * * * * *")
     scheduler = home.start(file, other)
     home.wait_for(lambda: len([t for t in home.history() if t.status == "failed"]) >= 2, "two failures")
     home.wait_for(lambda: len([t for t in home.history("gone") if t.status == "failed"]) >= 1, "a failed start")
@@ -158,7 +165,6 @@ def test_a_command_that_fails_is_told_with_its_code_and_the_schedule_goes_on(hom
     assert "No such file" in (home.history("gone")[0].answer or "")
 
 
-@pytest.mark.slow
 @pytest.mark.ray
 def test_a_tick_is_a_real_retraining(home: Home, ray_cluster: None, monkeypatch: pytest.MonkeyPatch) -> None:
     import ray
@@ -178,7 +184,7 @@ def test_a_tick_is_a_real_retraining(home: Home, ray_cluster: None, monkeypatch:
         "training.num_workers=0",
     ]
     conf = str(Path("conf/text_rnn.yaml").absolute())
-    tree = {"name": "nightly", "conf": conf, "cron": "*/15 * * * * *", "runs": {"kind": "local"}, "set": settings}
+    tree = {"name": "nightly", "conf": conf, "cron": "*/2 * * * * *", "runs": {"kind": "local"}, "set": settings}
     file.write_text(yaml.safe_dump(tree))
     monkeypatch.setenv("RAY_ADDRESS", ray.get_runtime_context().gcs_address)
     scheduler = home.start(file)
@@ -193,13 +199,9 @@ def test_a_tick_is_a_real_retraining(home: Home, ray_cluster: None, monkeypatch:
 
 def test_list_tells_the_next_times_and_writes_nothing(home: Home) -> None:
     file = home.write("tick", ["true"], cron="0 3 * * mon", timezone="Europe/Berlin")
-    out = subprocess.run(
-        [sys.executable, "-m", "jobs", "schedule", str(file), "--state", str(home.state), "--list"],
-        capture_output=True,
-        text=True,
-        env=dict(os.environ),
-    )
-    (listed,) = json.loads(out.stdout)["schedules"]
+    code, answer, errors = run_here("schedule", str(file), "--state", str(home.state), "--list")
+    assert code == 0, errors
+    (listed,) = answer["schedules"]
     assert listed["name"] == "tick" and len(listed["next"]) == 3
     assert all("T03:00:00+0" in moment for moment in listed["next"])
     assert not home.state.exists()

@@ -17,7 +17,7 @@ import pytest
 
 from tests.integration.ray_nodes import TOKEN, RayNodes
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).parents[2]
 ATELIER = [str(Path(sys.executable).parent / "atelier")]

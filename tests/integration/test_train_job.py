@@ -20,8 +20,9 @@ from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
+from tests.command_line import Answer, run, run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 SMALL = [
     "data.limit=400",
@@ -43,17 +44,11 @@ def _overrides(storage: Path, *more: str) -> list[str]:
     return [f"storage={storage}", *SMALL, *more]
 
 
-def _atelier(*arguments: str, code: int = 0) -> dict[str, Any]:
-    """Run a job as a user does; check its exit code and that the last line of stdout is JSON."""
-    import ray
-
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments], capture_output=True, text=True, env=environment, timeout=300
-    )
-    assert result.returncode == code, result.stderr
-    assert "Traceback" not in result.stderr
-    answer: dict[str, Any] = json.loads(result.stdout.splitlines()[-1])
+def _went_well(given: Answer) -> dict[str, Any]:
+    """The answer of a job that ended without an error."""
+    code, answer, errors = given
+    assert code == 0, errors
+    assert "Traceback" not in errors
     return answer
 
 
@@ -68,8 +63,11 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def trained(ray_cluster: None, storage: Path) -> dict[str, Any]:
-    """`atelier train conf/image_vae.yaml`, made small."""
-    return _atelier("train", "conf/image_vae.yaml", *_set(_overrides(storage)))
+    """`atelier train conf/image_vae.yaml`, made small, as a process that joins a Ray."""
+    import ray
+
+    address = ray.get_runtime_context().gcs_address
+    return _went_well(run("train", "conf/image_vae.yaml", *_set(_overrides(storage)), RAY_ADDRESS=address))
 
 
 def test_last_line_has_everything_that_was_promised(trained: dict[str, Any]) -> None:
@@ -121,7 +119,7 @@ def test_generate_gives_the_same_files_for_the_same_seed(
     for folder in ("one", "two"):
         out = tmp_path / folder
         common = ("generate", "models:/image-vae@champion", "--count", "5", "--seed", "7", "--storage", str(storage))
-        _atelier(*common, "--out", str(out))
+        _went_well(run_here(*common, "--out", str(out)))
         provenance = json.loads((out / "provenance.json").read_text())
         assert provenance["run_id"] == trained["run_id"]
         digests.append(provenance["files"])
@@ -132,7 +130,8 @@ def test_generate_gives_the_same_files_for_the_same_seed(
 def test_evaluate_of_the_registered_model_gives_the_scores_of_the_training(
     trained: dict[str, Any], storage: Path
 ) -> None:
-    again = _atelier("evaluate", trained["model_uri"], "--storage", str(storage), "--set", "evaluation.num_workers=2")
+    more = ("--storage", str(storage), "--set", "evaluation.num_workers=2")
+    again = _went_well(run_here("evaluate", trained["model_uri"], *more))
     for key, value in trained["metrics"].items():
         assert again["metrics"][key] == pytest.approx(value, rel=1e-5), key
 
@@ -142,7 +141,8 @@ def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
 ) -> None:
     from mlflow import MlflowClient
 
-    second = _atelier("train", "conf/image_vae.yaml", *_set(_overrides(storage, "training.num_workers=2")))
+    on_two = _set(_overrides(storage, "training.num_workers=2"))
+    second = _went_well(run_here("train", "conf/image_vae.yaml", *on_two))
     assert second["prepared"] == trained["prepared"]
     assert second["model_version"] == "2"
     aliases = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_registered_model("image-vae").aliases
@@ -153,7 +153,8 @@ def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
 
 def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any], storage: Path) -> None:
     before = sorted(storage.rglob("*"))
-    planned = _atelier("train", "conf/image_vae.yaml", "--dry-run", *_set(_overrides(storage)))["plan"]
+    answer = _went_well(run_here("train", "conf/image_vae.yaml", "--dry-run", *_set(_overrides(storage))))
+    planned = answer["plan"]
     assert planned["prepared"] == {
         "key": trained["prepared"],
         "folder": f"{storage}/prepared/{trained['prepared']}",
@@ -195,7 +196,7 @@ def test_killed_run_goes_on_under_the_same_id_and_ends_with_the_same_weights(
     driver.wait()
 
     spec = load_spec("conf/image_vae.yaml", overrides)
-    resumed = _atelier("train", "conf/image_vae.yaml", *_set(overrides))
+    resumed = _went_well(run_here("train", "conf/image_vae.yaml", *_set(overrides)))
     assert saved_before
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     key = client.get_run(resumed["run_id"]).data.tags["atelier.run_key"]

@@ -16,8 +16,9 @@ import yaml
 
 from pipeline.storage import open_store
 from pipeline.tuning.ledger import Ledger, Trial
+from tests.command_line import run_here
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = pytest.mark.ray
 
 ROOT = Path(__file__).parents[2]
 TINY = [
@@ -78,9 +79,8 @@ def test_a_campaign_whose_driver_is_killed_goes_on_and_counts_every_trial_once(
     done = {number for number, trial in before.items() if trial.status == "finished"}
     assert 2 <= len(done) < 6
 
-    second = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=400)
-    assert second.returncode == 0, second.stderr
-    answer = json.loads(second.stdout.splitlines()[-1])
+    code, answer, errors = run_here("tune", str(path))
+    assert code == 0, errors
     after = trials_of(storage)
     assert [trial.number for trial in after] == list(range(6))
     assert answer["trials"] == {"finished": 6}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -27,6 +26,7 @@ from pipeline.operations.submit import (
 )
 from pipeline.spec import load_spec
 from pipeline.tuning.space import load_campaign
+from tests.command_line import run_here
 
 REPOSITORY = Path(__file__).parents[2]
 CONF = REPOSITORY / "conf" / "image_vae.yaml"
@@ -211,17 +211,19 @@ def test_package_is_the_sources_and_the_confs(here: Path) -> None:
     assert sent == there | {"mine.yaml"}
 
 
-@pytest.mark.slow
 def test_package_runs_where_nothing_else_of_the_project_is(here: Path) -> None:
     request, words = checked("train", str(_conf(here / "mine.yaml")), "--dry-run")
+    # What `python -m jobs` does, after telling where the package's module is found from.
+    code = (
+        "import runpy, sys; import pipeline.data.prepare as p; print(p.__file__, file=sys.stderr, flush=True)\n"
+        "runpy.run_module('jobs', run_name='__main__')"
+    )
     with packed(request.confs) as folder:
         result = subprocess.run(
-            [sys.executable, "-m", "jobs", "train", *words], cwd=folder, capture_output=True, text=True
+            [sys.executable, "-c", code, "train", *words], cwd=folder, capture_output=True, text=True
         )
-        code = "import pipeline.data.prepare as p; print(p.__file__)"
-        found = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-        assert Path(found.stdout.strip()).is_relative_to(folder)
-    assert result.returncode == 0, result.stderr
+        assert result.returncode == 0, result.stderr
+        assert Path(result.stderr.splitlines()[0]).is_relative_to(folder), result.stderr
     assert json.loads(result.stdout)["spec"]["storage"] == f"{here}/storage"
 
 
@@ -245,18 +247,6 @@ def test_environment_of_a_job_is_what_it_needs(here: Path, monkeypatch: pytest.M
 # --- the command line -----------------------------------------------------------------------------------------
 
 
-def run(*arguments: str, **environment: str) -> tuple[int, dict[str, Any], str]:
-    result = subprocess.run(
-        [sys.executable, "-m", "jobs", *arguments],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "PYTHONPATH": str(REPOSITORY), **environment},
-        timeout=120,
-    )
-    last = result.stdout.splitlines()[-1] if result.stdout else "{}"
-    return result.returncode, json.loads(last), result.stderr
-
-
 @pytest.fixture
 def silent_server() -> Iterator[str]:
     """Something that takes connections and never answers."""
@@ -276,30 +266,34 @@ def silent_server() -> Iterator[str]:
             connection.close()
 
 
-@pytest.mark.slow
-def test_cluster_that_does_not_answer_is_one_clear_error(here: Path, silent_server: str) -> None:
+def test_cluster_that_does_not_answer_is_one_clear_error(
+    here: Path, silent_server: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pipeline.operations.cluster._Client.patience", (5, 0.5))
     _conf(here / "mine.yaml")
     for address, reason in (("http://127.0.0.1:9", "no connection"), (silent_server, "no answer in time")):
-        code, answer, errors = run("submit", "train", "mine.yaml", "--address", address)
+        code, answer, errors = run_here("submit", "train", "mine.yaml", "--address", address)
         assert code == 1 and answer["kind"] == "ClusterError"
         assert address in answer["error"] and reason in answer["error"]
         assert "Traceback" not in errors
 
 
-def test_mistakes_of_a_command_line_end_with_2(here: Path) -> None:
+def test_mistakes_of_a_command_line_end_with_2(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _conf(here / "mine.yaml")
-    assert run("submit", "train", "mine.yaml", "--set", "training.lrr=1", "--address", "http://127.0.0.1:9")[0] == 2
-    assert run("submit", "train", "mine.yaml", "--sett", "a=1", "--address", "http://127.0.0.1:9")[0] == 2
-    assert run("submit", "trian", "mine.yaml")[0] == 2
-    code, answer, _ = run("submit", "train", "mine.yaml", RAY_API_SERVER_ADDRESS="", RAY_ADDRESS="127.0.0.1:6379")
+    for mistake in (["mine.yaml", "--set", "training.lrr=1"], ["mine.yaml", "--sett", "a=1"]):
+        assert run_here("submit", "train", *mistake, "--address", "http://127.0.0.1:9")[0] == 2
+    assert run_here("submit", "trian", "mine.yaml")[0] == 2
+    monkeypatch.setenv("RAY_API_SERVER_ADDRESS", "")
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:6379")
+    code, answer, _ = run_here("submit", "train", "mine.yaml")
     assert code == 2 and "--address http://HEAD:8265" in answer["error"]
 
 
-@pytest.mark.slow
-def test_joining_a_cluster_that_is_not_there_is_one_clear_error(here: Path) -> None:
+def test_joining_a_cluster_that_is_not_there_is_one_clear_error(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.is_initialized", lambda: False)  # another test may have left one running
     _conf(here / "mine.yaml")
     for address, words in (("127.0.0.1:9", "cannot be joined"), ("http://127.0.0.1:9", "atelier submit")):
-        code, answer, errors = run("prepare", "mine.yaml", "--address", address)
+        code, answer, errors = run_here("prepare", "mine.yaml", "--address", address)
         assert code == 1 and answer["kind"] == "ClusterError" and words in answer["error"]
         assert "Traceback" not in errors
 

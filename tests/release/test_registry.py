@@ -159,8 +159,6 @@ for modality in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
-@pytest.mark.slow
 def test_a_fresh_process_loads_and_predicts_without_pickle(tracking: Tracking, registered: Any, tmp_path: Path) -> None:
     environment = {
         **os.environ,

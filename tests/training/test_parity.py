@@ -80,7 +80,6 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_equal_one(case: str, trained_by_two: Path) -> None:
     _train(case, 0, 1, str(trained_by_two))

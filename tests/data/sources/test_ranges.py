@@ -57,7 +57,7 @@ def paragraphs_of(text: str) -> list[tuple[int, str]]:
     return found
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(CONTENT, st.integers(1, 40), st.integers(1, 50), st.sampled_from(["line", "paragraph"]))
 def test_ranges_of_a_text_file_give_what_the_whole_file_gives(text: str, size: int, piece: int, record: str) -> None:
     assume(text != "\ufeff")  # a mark alone is no line, which no range of 32 MiB has to know
@@ -70,7 +70,7 @@ def test_ranges_of_a_text_file_give_what_the_whole_file_gives(text: str, size: i
     assert all(record["origin"] == f"a.txt:{record['index']}" and record["error"] is None for record in records)
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.lists(st.text(max_size=6), max_size=12), st.booleans(), st.integers(1, 60), st.integers(1, 50))
 def test_ranges_of_json_lines_give_what_the_whole_file_gives(
     texts: list[str], ended: bool, size: int, piece: int

@@ -16,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipeline.data.corpus import open_corpus
@@ -37,7 +37,6 @@ NAMES = st.sampled_from(["a", "b", "c", "d/e", "d/f", "z/y/x", "B", "a-1"])
 TEXTS = st.dictionaries(NAMES, st.sampled_from(["one", "two words", "three\nlines\nhere", "four" * 10]), min_size=1)
 
 
-@settings(max_examples=60, deadline=None)
 @given(TEXTS, TEXTS, st.integers(1, 60), st.sampled_from(["files", "line", "file"]))
 def test_units_of_a_corpus_that_grew_hold_the_new_files_alone(
     before: dict[str, str], after: dict[str, str], unit_bytes: int, kind: str
