@@ -119,6 +119,11 @@ class SamplingOptions:
     length: int | None = None
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """What a network gave, in float32 where it computed with half as many bits: losses are taken of that."""
+    return x.float() if x.dtype in (torch.bfloat16, torch.float16) else x
+
+
 Sums = dict[str, Tensor]
 """Named float64 sums (and counts) over examples; those of two workers, or of two batches, are added."""
 

@@ -23,6 +23,7 @@ from pipeline.models.base import (
     SamplingOptions,
     StepContext,
     Sums,
+    full_precision,
 )
 from pipeline.spec import GanSpec
 
@@ -81,22 +82,26 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     def generate(self, z: Tensor) -> Tensor:
         """Examples as the critic sees them: signals within the layout's range, or soft one-hots `[B, V, T]`."""
-        drawn: Tensor = self.generator(z)
+        drawn = full_precision(self.generator(z))
         if self.layout.view == "tokens":
             return drawn.softmax(1)
         low, high = self.layout.low, self.layout.high
         return low + (high - low) * 0.5 * (1 + drawn.tanh())
 
+    def score(self, x: Tensor) -> Tensor:
+        """The critic's score of each example, `[B]`."""
+        return full_precision(self.critic(x)).squeeze(1)
+
     def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:
         z = context.noise.normal(context.batch_size, self.family.latent_size)
         if phase == "generator":
-            loss = self.generator_loss(self.critic(self.generate(z)).squeeze(1))
+            loss = self.generator_loss(self.score(self.generate(z)))
             return Output(loss, {"generator_loss": loss.detach()})
         assert batch is not None
         real = self._real(batch.x)
         with torch.no_grad():
             fake = self.generate(z)
-        real_scores, fake_scores = self.critic(torch.cat([real, fake])).squeeze(1).chunk(2)
+        real_scores, fake_scores = self.score(torch.cat([real, fake])).chunk(2)
         loss = self.critic_loss(real_scores, fake_scores)
         means = {"wasserstein": (real_scores.mean() - fake_scores.mean()).detach()}
         if self.family.gradient_penalty > 0:
@@ -109,14 +114,14 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         """E[(||grad D(x)|| - 1)^2] on straight lines between real and fake (Gulrajani et al. 2017, eq. 3)."""
         share = noise.uniform(len(real), *[1] * (real.dim() - 1))
         between = (share * real + (1 - share) * fake).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.critic(between).sum(), between, create_graph=True)
+        (gradient,) = torch.autograd.grad(self.score(between).sum(), between, create_graph=True)
         norm = gradient.flatten(1).square().sum(1).add(1e-12).sqrt()
         return (norm - 1).square().mean(), norm.detach().mean()
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise, carry: tuple[Tensor, ...] | None = None) -> tuple[Sums, None]:
-        real_scores = self.critic(self._real(batch.x)).squeeze(1)
-        fake_scores = self.critic(self.generate(noise.normal(len(batch), self.family.latent_size))).squeeze(1)
+        real_scores = self.score(self._real(batch.x))
+        fake_scores = self.score(self.generate(noise.normal(len(batch), self.family.latent_size)))
         sums = {
             "examples": torch.tensor(float(len(batch)), dtype=torch.float64),
             "real_score": real_scores.double().sum().cpu(),

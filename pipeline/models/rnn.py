@@ -24,6 +24,7 @@ from pipeline.models.base import (
     SamplingOptions,
     StepContext,
     Sums,
+    full_precision,
 )
 from pipeline.spec import RecurrentBackboneSpec, RnnSpec
 
@@ -59,7 +60,7 @@ class RecurrentLanguageModel(GenerativeModel):
         hidden, carry = self.recurrent(self.embedding(inputs), carry, noise)
         if self.tied:
             return F.linear(hidden, self.embedding.weight[: self.layout.vocabulary], self.head.bias), carry
-        return self.head(hidden), carry
+        return full_precision(self.head(hidden)), carry
 
     def _inputs_and_targets(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.layout.continuous or self.layout.begin_token is not None:

@@ -25,6 +25,7 @@ from pipeline.models.base import (
     SamplingOptions,
     StepContext,
     Sums,
+    full_precision,
 )
 from pipeline.models.rnn import draw
 from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, VaeSpec
@@ -153,11 +154,11 @@ class SignalVae(VariationalAutoencoder):
         return x
 
     def encode(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        mean, log_variance = self.encoder(x).chunk(2, dim=1)
+        mean, log_variance = full_precision(self.encoder(x)).chunk(2, dim=1)
         return mean, log_variance
 
     def log_likelihood(self, x: Tensor, z: Tensor, noise: Noise | None) -> Tensor:
-        decoded = self.decoder(z)
+        decoded = full_precision(self.decoder(z))
         if self.log_deviation is None:
             # x log p + (1 - x) log(1 - p) with p = sigmoid(decoded), in the form that does not overflow.
             return -F.binary_cross_entropy_with_logits(decoded, x, reduction="none").flatten(1).sum(1)
@@ -204,7 +205,7 @@ class TokenVae(VariationalAutoencoder):
         hidden, _ = self.reader(self.embedding(x))
         last = self._counted(x).sum(1).clamp(min=1) - 1
         summary = hidden[torch.arange(len(x), device=x.device), last]
-        mean, log_variance = self.posterior(summary).chunk(2, dim=1)
+        mean, log_variance = full_precision(self.posterior(summary)).chunk(2, dim=1)
         return mean, log_variance
 
     def _write(self, inputs: Tensor, z: Tensor, carry: Carry | None) -> tuple[Tensor, Carry]:
@@ -213,7 +214,7 @@ class TokenVae(VariationalAutoencoder):
             carry = tuple(states.unbind(1))
         along = z.unsqueeze(1).expand(-1, inputs.shape[1], -1)
         hidden, carry = self.writer(torch.cat([self.embedding(inputs), along], dim=2), carry)
-        return self.head(hidden), carry
+        return full_precision(self.head(hidden)), carry
 
     def log_likelihood(self, x: Tensor, z: Tensor, noise: Noise | None) -> Tensor:
         inputs = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)

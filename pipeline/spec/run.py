@@ -32,6 +32,8 @@ class TrainingSpec(Strict):
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
+    `precision: bfloat16` lets networks compute with half the bits (weights, losses and the optimiser stay in float32);
+    `auto` does so where the processor or the GPU multiplies such numbers faster.
     `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
     training begins; its optimisers and schedule begin anew.
     """
@@ -51,6 +53,7 @@ class TrainingSpec(Strict):
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.0
     clip_norm: Annotated[float | None, Field(gt=0)] = None
+    precision: Literal["float32", "bfloat16", "auto"] = "float32"
     ema_decay: Share = 0.0
     warm_start: str | None = None
     num_workers: Annotated[int, Field(ge=0)] = 1

@@ -46,6 +46,13 @@ def lr_share(training: TrainingSpec, step: int, progress: float) -> float:
     return share
 
 
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether matrices of bfloat16 are multiplied faster than float32 there: by instructions of their own."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
+
+
 class _PhaseModule(nn.Module):
     """One phase of a model as a module of its own: what DistributedDataParallel wraps.
 
@@ -82,6 +89,9 @@ class Stepper:
         self.training, self.seed = training, seed
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
         self.local_batch = training.batch_size // world_size
+        self.half = training.precision == "bfloat16" or (
+            training.precision == "auto" and has_fast_bfloat16(self.device)
+        )
         self.phases = model.phases()
         self.batches_per_step = sum(phase.repeats for phase in self.phases if phase.needs_data)
         self.carry: tuple[Tensor, ...] | None = None
@@ -139,7 +149,8 @@ class Stepper:
                 generator = make_generator(self.seed, "noise", number, place, repeat, device=self.device)
                 noise = Noise(generator, self.rank, self.world_size)
                 context = StepContext(noise, self.local_batch, progress, self.carry)
-                output: Output = self.modules[phase.name](batch, context)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                    output: Output = self.modules[phase.name](batch, context)
                 if self.device.type == "cpu":
                     self._check(output.loss, phase.name, number, batch)
                 optimizer.zero_grad(set_to_none=True)
