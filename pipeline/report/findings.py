@@ -1,0 +1,144 @@
+"""What was found of a model, in words and tables: the verdict, the gate's decision, nearest neighbours, surprise.
+
+Pure functions of plain values (see each one for their form), giving what the templates show; None without input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pipeline.report.curves import Chart, chart_over, number
+from pipeline.report.media import Media
+
+QUESTIONS = {
+    "good": ("Is it good?", "Do samples look like held-out examples, and are held-out examples likely?"),
+    "varied": ("Is it varied?", "Do samples cover what the held-out examples cover?"),
+    "new": ("Is it new?", "Are samples no nearer to the training set than held-out examples are?"),
+}
+ANSWERS = {"yes": "Yes", "no": "No", "unclear": "Unclear"}
+OUTCOMES = {"promote": "Promoted", "hold": "Held", "reject": "Rejected"}
+MOST_PAIRS = 12
+MOST_TOKENS = 1500
+LONGEST_TOKEN = 24
+NATS_OF_A_LEVEL = 0.75
+LEVELS = 8
+
+
+def verdict_section(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]] | None:
+    """The three questions with their answers.
+
+    `verdict` is {"good": {"answer": "yes" | "no" | "unclear", "findings": [sentence, …]}, "varied": …, "new": …}; a
+    question that is not in it was not asked.
+    """
+    if not verdict:
+        return None
+    return [
+        {
+            "question": question,
+            "meaning": meaning,
+            "style": verdict[key]["answer"],
+            "answer": ANSWERS[verdict[key]["answer"]],
+            "findings": [str(finding) for finding in verdict[key].get("findings", ())],
+        }
+        for key, (question, meaning) in QUESTIONS.items()
+        if key in verdict
+    ]
+
+
+def gate_section(gate: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """The decision with the table behind it.
+
+    `gate` is {"outcome": "promote" | "hold" | "reject", "reason": sentence, "champion": name or None, "challenger":
+    name, "rows": [{"rule": words, "score": key, "champion": value or None, "challenger": value or None, "difference":
+    value or None, "interval": (low, high) or None, "passed": True, False or None where it decides nothing}, …]}.
+    """
+    if not gate:
+        return None
+    rows = []
+    for row in gate.get("rows", ()):
+        interval = row.get("interval")
+        rows.append(
+            {
+                "rule": row["rule"],
+                "score": row.get("score", ""),
+                "passed": row.get("passed"),
+                "interval": [number(bound) for bound in interval] if interval else None,
+                **{
+                    name: None if row.get(name) is None else number(row[name])
+                    for name in ("champion", "challenger", "difference")
+                },
+            }
+        )
+    return {
+        "outcome": OUTCOMES[gate["outcome"]],
+        "style": {"promote": "yes", "hold": "unclear", "reject": "no"}[gate["outcome"]],
+        "reason": gate.get("reason", ""),
+        "champion": gate.get("champion"),
+        "challenger": gate.get("challenger"),
+        "rows": rows,
+    }
+
+
+def nearest_section(
+    nearest: Sequence[Mapping[str, Any]] | None, layout: Mapping[str, Any], most_bytes: int
+) -> dict[str, Any] | None:
+    """Samples beside the training examples nearest to them, the nearest pairs first.
+
+    `nearest` is [{"sample": raw, "training": raw, "distance": value, "reference": what a held-out example's distance
+    is like, or None, "origin": where the training example came from, or None}, …].
+    """
+    if not nearest:
+        return None
+    media = Media(layout, most_bytes)
+    ordered = sorted(nearest, key=lambda pair: float(pair["distance"]))
+    pairs = []
+    for pair in ordered[:MOST_PAIRS]:
+        shown = media.show(pair["sample"], 600), media.show(pair["training"], 600)
+        if None in shown:
+            continue
+        reference = pair.get("reference")
+        closer = reference is not None and pair["distance"] < reference
+        pairs.append(
+            {
+                "sample": shown[0],
+                "training": shown[1],
+                "distance": number(float(pair["distance"])),
+                "reference": None if reference is None else number(float(reference)),
+                "closer": closer,
+                "origin": pair.get("origin"),
+            }
+        )
+    return {"kind": media.kind, "pairs": pairs, "more": len(ordered) - len(pairs)}
+
+
+def surprise_section(surprise: Sequence[tuple[str, float]] | None) -> dict[str, Any] | None:
+    """Tokens with the level, 0 to 8, of their surprise in nats; the scale is the same on every page."""
+    if not surprise:
+        return None
+    shown = surprise[:MOST_TOKENS]
+    tokens = [
+        {
+            "text": text if len(text) <= LONGEST_TOKEN else text[:LONGEST_TOKEN] + "…",
+            "nats": f"{nats:.2f}",
+            "level": max(0, min(LEVELS, round(nats / NATS_OF_A_LEVEL))),
+        }
+        for text, nats in shown
+    ]
+    return {
+        "tokens": tokens,
+        "mean": number(sum(nats for _, nats in surprise) / len(surprise)),
+        "count": len(surprise),
+        "more": len(surprise) - len(shown),
+        "levels": range(LEVELS + 1),
+        "most": f"{LEVELS * NATS_OF_A_LEVEL:g}",
+    }
+
+
+def temperature_charts(curve: Mapping[str, Sequence[Sequence[float]]] | None) -> list[Chart]:
+    """A chart a score over the temperature of sampling.
+
+    `curve` is {score's name: [(temperature, value) or (temperature, value, low, high), …], …}.
+    """
+    charts = [chart_over(name, "temperature", points) for name, points in (curve or {}).items()]
+    return [chart for chart in charts if chart is not None]
