@@ -131,9 +131,9 @@ def look_into(
     def raw(row: int) -> Any:
         return codec.decode(layout.to_model(x[row]).cpu().numpy())
 
-    def paths(first: int, start: Tensor) -> tuple[Walk, ...]:
+    def walks(first: int, starts: Sequence[int]) -> tuple[Walk, ...]:
         return tuple(
-            Walk(f"dimension {dimension}", places, frames[first + i], _nearest(places, float(start[dimension])))
+            Walk(f"dimension {dimension}", places, frames[first + i], starts[i])
             for i, dimension in enumerate(dimensions)
         )
 
@@ -145,8 +145,9 @@ def look_into(
             for i, (a, b) in enumerate(pairs)
         ],
         usage=used,
-        from_prior=paths(0, torch.zeros_like(codes[0])),
-        from_example=paths(len(dimensions), codes[chosen]),
+        # Off the middle, where all of them would show the same.
+        from_prior=walks(0, [steps - 1 - steps // 4] * len(dimensions)),
+        from_example=walks(len(dimensions), [_nearest(places, float(codes[chosen][d])) for d in dimensions]),
         example=raw(chosen),
         map=principal_map(posteriors.mean, _names(layout, held_out.label[: len(x)])),
         num_examples=len(x),

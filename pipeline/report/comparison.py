@@ -27,6 +27,7 @@ SAMPLE_BYTES = 8_000_000
 MOST_BYTES = 16_000_000
 MOST_SAMPLES = {"image": 30, "audio": 3, "text": 2}
 PREPARED = "prepared set"
+EXTREME = {"lower": "lowest", "higher": "highest"}
 NOT_OF_THE_WAY = ("seed",)
 """Parts of a protocol in which two scores may differ and still be taken in the same way."""
 
@@ -169,7 +170,7 @@ def _best(present: Sequence[tuple[int, RunFacts, Score]]) -> tuple[int | None, s
         if score.interval and min(sign * bound for bound in score.interval) <= edge
     ]
     if near:
-        return None, f"The interval of {first[1].label}, the {better}est value, meets that of {', '.join(near)}."
+        return None, f"The interval of {first[1].label}, the {EXTREME[better]} value, meets that of {', '.join(near)}."
     return first[0], ""
 
 

@@ -23,10 +23,10 @@ def latent_section(view: LatentView | None, layout: Mapping[str, Any], most_byte
     if view is None:
         return None
     media = Media(layout, most_bytes)
-    groups = [
+    groups: list[dict[str, Any]] = [
         {
             "title": "From the middle of the prior",
-            "lead": "Every other dimension is zero, where the prior is densest.",
+            "lead": "Every other dimension is zero, where the prior is densest; the sliders start to the right of it.",
             "example": None,
             "walks": _walks(view.from_prior, media, view.usage),
         },
@@ -63,13 +63,15 @@ def _walks(walks: Sequence[Walk], media: Media, usage: Usage | None) -> list[dic
         note = ""
         if usage is not None:
             note = f"{number(usage.kl_nats[int(walk.title.rpartition(' ')[2])])} nats"
-        places = [
-            f"{place:+.1f}".replace("-", "\N{MINUS SIGN}") if usage else f"{place:.0%}" for place in walk.positions
-        ]
+        places = [_deviations(at) if usage is not None else f"{at:.0%}" for at in walk.positions]
         shown.append(
             {"title": walk.title, "note": note, "places": places, "frames": frames, "ends": ends, "start": walk.start}
         )
     return shown
+
+
+def _deviations(value: float) -> str:
+    return f"{value:+.1f}".replace("-", "\N{MINUS SIGN}") if value else "0"
 
 
 def _bars(usage: Usage) -> list[dict[str, Any]]:

@@ -24,7 +24,10 @@ MOST_SOUND_SAMPLES = 160_000
 
 
 class Media:
-    """The media of one section, up to `most_bytes` of data URIs; what no longer fits is counted in `left_out`."""
+    """The media of one section, up to `most_bytes` of data URIs.
+
+    The first that does not fit, and all after it, are counted in `left_out`.
+    """
 
     def __init__(self, layout: Mapping[str, Any], most_bytes: int) -> None:
         self.kind: str = layout["modality"]
@@ -33,6 +36,9 @@ class Media:
 
     def show(self, raw: Any, most_characters: int = MOST_CHARACTERS) -> dict[str, Any] | None:
         """What a template needs to show `raw`; None when the allowance is used up."""
+        if self.left_out:
+            self.left_out += 1
+            return None
         if self.kind == "text":
             item: dict[str, Any] = {"kind": "text", "text": shortened(str(raw), most_characters)}
         elif self.kind == "image":
