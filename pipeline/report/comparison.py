@@ -20,7 +20,8 @@ from pipeline.report.page import date_in_words, samples_section
 from pipeline.report.rendering import FAMILIES, MODALITIES, definition_of, duration, plain, protocol_facts, render
 from pipeline.spec import RunSpec
 
-MOST_RUNS = 8
+COUNTS = {2: "Two", 3: "Three", 4: "Four", 5: "Five", 6: "Six", 7: "Seven", 8: "Eight"}
+MOST_RUNS = max(COUNTS)
 MOST_DIFFERENCES = 200
 SAMPLE_BYTES = 8_000_000
 """Of all runs together, each having an equal share."""
@@ -68,7 +69,7 @@ def build_comparison(out: Path | None, runs: Sequence[RunFacts], created: dateti
         "comparison.html.j2",
         out,
         title=" and ".join(labels) if len(labels) == 2 else f"{len(labels)} runs",
-        heading=f"{len(labels)} runs side by side",
+        heading=f"{COUNTS[len(labels)]} runs side by side",
         runs=[_head(run) for run in runs],
         scores=[_forest(key, runs) for key in keys],
         charts=curves.overlaid({run.label: run.history for run in runs}),

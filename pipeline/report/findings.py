@@ -85,8 +85,9 @@ def nearest_section(
 ) -> dict[str, Any] | None:
     """Samples beside the training examples nearest to them, the nearest pairs first.
 
-    `nearest` is [{"sample": raw, "training": raw, "distance": value, "reference": what a held-out example's distance
-    is like, or None, "origin": where the training example came from, or None}, …].
+    `nearest` is [{"sample": raw, "training": raw, "distance": value, "reference": the distance that a held-out example
+    usually has, or None, "origin": where the training example came from, or None, "finding": words where the pair is
+    more than near, such as "copy", or None}, …].
     """
     if not nearest:
         return None
@@ -98,15 +99,14 @@ def nearest_section(
         if None in shown:
             continue
         reference = pair.get("reference")
-        closer = reference is not None and pair["distance"] < reference
         pairs.append(
             {
                 "sample": shown[0],
                 "training": shown[1],
                 "distance": number(float(pair["distance"])),
                 "reference": None if reference is None else number(float(reference)),
-                "closer": closer,
                 "origin": pair.get("origin"),
+                "finding": pair.get("finding"),
             }
         )
     return {"kind": media.kind, "pairs": pairs, "more": len(ordered) - len(pairs)}

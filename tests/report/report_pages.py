@@ -111,7 +111,7 @@ def nearest_pairs(modality: str) -> list[dict[str, Any]]:
     sample, training = SAMPLES[modality]
     return [
         {"sample": sample, "training": training, "distance": 2.5, "reference": 1.25, "origin": "b<1>.png"},
-        {"sample": training, "training": training, "distance": 0.5, "reference": 1.25, "origin": None},
+        {"sample": training, "training": training, "distance": 0.5, "reference": 1.25, "finding": "copy"},
     ]
 
 

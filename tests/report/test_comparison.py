@@ -64,6 +64,7 @@ def test_the_page_is_well_formed_escaped_and_the_same_each_time():
 def test_a_run_is_best_where_its_interval_lies_apart():
     html = _page(_run("one", _score(3.0, (-0.2, 0.2))), _run("two", _score(4.0, (-0.2, 0.2))))
     assert '<span class="name best">one</span>' in html
+    assert html.count('class="whisker"') == 2
     assert "Not ranked" not in html
     html = _page(_run("one", _score(3.0, (-0.8, 0.8))), _run("two", _score(4.0, (-0.8, 0.8))))
     assert "name best" not in html
@@ -78,6 +79,7 @@ def test_scores_of_different_protocols_are_not_ranked_and_the_difference_is_said
     html = _page(_run("one", _score(3.0, (-0.1, 0.1))), _run("two", _score(9.0, (-0.1, 0.1), **changes)))
     assert f"Not ranked, because these were not taken in the same way: {said}." in html
     assert "name best" not in html
+    assert 'class="whisker"' not in html
 
 
 def test_other_data_is_another_protocol_and_another_seed_is_not():

@@ -156,10 +156,11 @@ def test_the_gates_table_says_what_decided():
     assert html.count('class="failed"') == 1
 
 
-def test_the_nearest_pair_comes_first_and_says_when_it_is_closer_than_held_out():
+def test_the_nearest_pair_comes_first_with_what_was_found_of_it():
     html = page(**{"nearest": everything("image")["nearest"]})
     assert html.index("distance <b>0.5000</b>") < html.index("distance <b>2.500</b>")
-    assert html.count("closer than held-out") == 1
+    assert html.count("<strong>copy</strong>") == 1
+    assert html.count("held-out 1.250") == 2
     assert "b&lt;1&gt;.png" in html
 
 
