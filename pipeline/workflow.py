@@ -396,7 +396,7 @@ def _report(
     gate: Mapping[str, Any] | None = None,
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
-    surprise: Sequence[tuple[str, float]] | None = None,
+    surprise: Sequence[tuple[str, float | None]] | None = None,
 ) -> str:
     """Write the run's page; what was found besides the scores has the form that `build_report` takes."""
     from pipeline.generation.sampling import load_bundle

@@ -21,6 +21,7 @@ OUTCOMES = {"promote": "Promoted", "hold": "Held", "reject": "Rejected"}
 MOST_PAIRS = 12
 MOST_TOKENS = 1500
 LONGEST_TOKEN = 24
+END = "◼"
 NATS_OF_A_LEVEL = 0.75
 LEVELS = 8
 
@@ -49,35 +50,41 @@ def verdict_section(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]] |
 def gate_section(gate: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The decision with the table behind it.
 
-    `gate` is {"outcome": "promote" | "hold" | "reject", "reason": sentence, "champion": name or None, "challenger":
-    name, "rows": [{"rule": words, "score": key, "champion": value or None, "challenger": value or None, "difference":
-    value or None, "interval": (low, high) or None, "passed": True, False or None where it decides nothing}, …]}.
+    `gate` is {"outcome": "promote" | "hold" | "reject", "reason": sentence, "rules": [{"kind": word, "score": key,
+    "wanted": words, "state": "met" | "not met" | "broken" | "unknown", "words": sentence, "value": value or None,
+    "interval": (low, high) or None, "comparison": {"champion": value, "challenger": value, "gain": value, "interval":
+    (low, high) or None} or None}, …]}; `value` is the challenger's, of a rule that compares nothing.
     """
     if not gate:
         return None
     rows = []
-    for row in gate.get("rows", ()):
-        interval = row.get("interval")
+    for rule in gate.get("rules", ()):
+        seen = rule.get("comparison") or {"challenger": rule.get("value")}
         rows.append(
             {
-                "rule": row["rule"],
-                "score": row.get("score", ""),
-                "passed": row.get("passed"),
-                "interval": [number(bound) for bound in interval] if interval else None,
-                **{
-                    name: None if row.get(name) is None else number(row[name])
-                    for name in ("champion", "challenger", "difference")
-                },
+                **{key: rule.get(key) or "" for key in ("kind", "score", "wanted", "state", "words")},
+                "style": {"met": "passed", "not met": "failed", "broken": "failed"}.get(rule["state"], ""),
+                "champion": _number(seen.get("champion")),
+                "challenger": _number(seen.get("challenger")),
+                "gain": _number(seen.get("gain")),
+                "interval": _interval(seen.get("interval")),
+                "own_interval": None if rule.get("comparison") else _interval(rule.get("interval")),
             }
         )
     return {
         "outcome": OUTCOMES[gate["outcome"]],
         "style": {"promote": "yes", "hold": "unclear", "reject": "no"}[gate["outcome"]],
         "reason": gate.get("reason", ""),
-        "champion": gate.get("champion"),
-        "challenger": gate.get("challenger"),
         "rows": rows,
     }
+
+
+def _number(value: float | None) -> str | None:
+    return None if value is None else number(float(value))
+
+
+def _interval(bounds: Sequence[float] | None) -> str | None:
+    return f"{number(bounds[0])} to {number(bounds[1])}" if bounds else None
 
 
 def nearest_section(
@@ -86,8 +93,9 @@ def nearest_section(
     """Samples beside the training examples nearest to them, the nearest pairs first.
 
     `nearest` is [{"sample": raw, "training": raw, "distance": value, "reference": the distance that a held-out example
-    usually has, or None, "origin": where the training example came from, or None, "finding": words where the pair is
-    more than near, such as "copy", or None}, …].
+    usually has, "held_out_share": the share of held-out examples that are as near or nearer, "origin": where the
+    training example came from, "finding": words where the pair is more than near, such as "copy"}, …]; what is not
+    known of a pair may be None or absent, except for the first three.
     """
     if not nearest:
         return None
@@ -98,13 +106,14 @@ def nearest_section(
         shown = media.show(pair["sample"], 600), media.show(pair["training"], 600)
         if None in shown:
             continue
-        reference = pair.get("reference")
+        share = pair.get("held_out_share")
         pairs.append(
             {
                 "sample": shown[0],
                 "training": shown[1],
                 "distance": number(float(pair["distance"])),
-                "reference": None if reference is None else number(float(reference)),
+                "reference": _number(pair.get("reference")),
+                "share": None if share is None else f"{share:.2%}",
                 "origin": pair.get("origin"),
                 "finding": pair.get("finding"),
             }
@@ -112,22 +121,26 @@ def nearest_section(
     return {"kind": media.kind, "pairs": pairs, "more": len(ordered) - len(pairs)}
 
 
-def surprise_section(surprise: Sequence[tuple[str, float]] | None) -> dict[str, Any] | None:
-    """Tokens with the level, 0 to 8, of their surprise in nats; the scale is the same on every page."""
-    if not surprise:
+def surprise_section(surprise: Sequence[tuple[str, float | None]] | None) -> dict[str, Any] | None:
+    """Tokens with the level, 0 to 8, of their surprise in nats; the scale is the same on every page.
+
+    Nats are None where nothing was predicted; an empty token is the end of a document.
+    """
+    known = [nats for _, nats in surprise or () if nats is not None]
+    if not surprise or not known:
         return None
     shown = surprise[:MOST_TOKENS]
     tokens = [
         {
-            "text": text if len(text) <= LONGEST_TOKEN else text[:LONGEST_TOKEN] + "…",
-            "nats": f"{nats:.2f}",
-            "level": max(0, min(LEVELS, round(nats / NATS_OF_A_LEVEL))),
+            "text": (text if len(text) <= LONGEST_TOKEN else text[:LONGEST_TOKEN] + "…") or END,
+            "nats": "" if nats is None else f"{nats:.2f} nats",
+            "level": 0 if nats is None else max(0, min(LEVELS, round(nats / NATS_OF_A_LEVEL))),
         }
         for text, nats in shown
     ]
     return {
         "tokens": tokens,
-        "mean": number(sum(nats for _, nats in surprise) / len(surprise)),
+        "mean": number(sum(known) / len(known)),
         "count": len(surprise),
         "more": len(surprise) - len(shown),
         "levels": range(LEVELS + 1),

@@ -60,7 +60,7 @@ def build_report(
     gate: Mapping[str, Any] | None = None,
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
-    surprise: Sequence[tuple[str, float]] | None = None,
+    surprise: Sequence[tuple[str, float | None]] | None = None,
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
 

@@ -91,27 +91,27 @@ VERDICT = {
 GATE = {
     "outcome": "reject",
     "reason": "It copies the training set.",
-    "champion": "version 3",
-    "challenger": "version 4",
-    "rows": [
-        {"rule": "must improve", "score": "test/frechet", "champion": 4.25, "challenger": 3.25, "difference": -1.0,
-         "interval": (-1.5, -0.5), "passed": True},
-        {"rule": "no copies", "score": "test/copies", "champion": None, "challenger": 0.3, "passed": False},
-        {"rule": "for information", "challenger": 2.0, "passed": None},
+    "rules": [
+        {"kind": "improve", "score": "frechet", "wanted": "by 5%", "state": "met", "words": "It does.",
+         "comparison": {"champion": 4.25, "challenger": 3.25, "gain": 1.0, "interval": (0.5, 1.5)}},
+        {"kind": "limit", "score": "copies", "wanted": "at most 0.05", "state": "broken", "words": "Too many.",
+         "value": 0.3, "interval": [0.25, 0.375], "comparison": None},
+        {"kind": "keep", "score": "recall", "wanted": "within 0.02", "state": "unknown", "words": ""},
     ],
+    "findings": ["copies"],
 }  # fmt: skip
 TEMPERATURE = {
     "self_bleu": [(0.5, 0.9, 0.85, 0.95), (1.0, 0.4, 0.3, 0.5), (1.5, 0.2, 0.1, 0.3)],
     "bits_per_char": [(0.5, 2.0), (1.0, 1.8), (1.5, 2.4)],
 }
-SURPRISE = [("once", 3.5), (" ", 0.1), ("<upon>", 9.0), ("\n", 0.0), ("a", 1.6)] * 30
+SURPRISE = [("once", 3.5), (" ", 0.1), ("<upon>", 9.0), ("\n", 0.0), ("", 1.6), ("a", None)] * 30
 
 
 def nearest_pairs(modality: str) -> list[dict[str, Any]]:
     sample, training = SAMPLES[modality]
     return [
         {"sample": sample, "training": training, "distance": 2.5, "reference": 1.25, "origin": "b<1>.png"},
-        {"sample": training, "training": training, "distance": 0.5, "reference": 1.25, "finding": "copy"},
+        {"sample": training, "training": training, "distance": 0.5, "held_out_share": 0.0125, "finding": "copy"},
     ]
 
 

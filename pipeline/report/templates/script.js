@@ -65,9 +65,9 @@ for (const passage of document.querySelectorAll("[data-surprise]")) {
     at = token;
     if (!at) { output.textContent = ""; return; }
     at.classList.add("at");
-    output.textContent = at.dataset.nats + " nats";
+    output.textContent = at.dataset.nats || "not predicted";
   };
-  tokens.addEventListener("pointerover", event => { if (event.target.dataset.nats) read(event.target); });
+  tokens.addEventListener("pointerover", event => { if ("nats" in event.target.dataset) read(event.target); });
   tokens.addEventListener("pointerleave", () => read(null));
   tokens.addEventListener("blur", () => read(null));
   tokens.addEventListener("keydown", event => {
