@@ -26,7 +26,7 @@ MOST_DIFFERENCES = 200
 SAMPLE_BYTES = 8_000_000
 """Of all runs together, each having an equal share."""
 MOST_BYTES = 16_000_000
-MOST_SAMPLES = {"image": 30, "audio": 3, "text": 2}
+MOST_SAMPLES, SAMPLE_CHARACTERS = {"image": 30, "audio": 3, "text": 2}, 600
 PREPARED = "prepared set"
 EXTREME = {"lower": "lowest", "higher": "highest"}
 NOT_OF_THE_WAY = ("seed",)
@@ -63,7 +63,7 @@ def build_comparison(out: Path | None, runs: Sequence[RunFacts], created: dateti
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ComparisonError(f"the run {twice!r} is named twice; name every run once")
     each = SAMPLE_BYTES // len(runs)
-    samples = [samples_section(run.layout, run.samples, each, MOST_SAMPLES[run.layout["modality"]]) for run in runs]
+    samples = [samples_section(run.layout, run.samples, each, MOST_SAMPLES, SAMPLE_CHARACTERS) for run in runs]
     keys = list(dict.fromkeys(key for run in runs for key in run.scores))
     return render(
         "comparison.html.j2",

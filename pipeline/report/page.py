@@ -27,7 +27,7 @@ from pipeline.report.findings import (
     verdict_section,
 )
 from pipeline.report.latent_view import latent_section
-from pipeline.report.media import Media, data_uri
+from pipeline.report.media import MOST_CHARACTERS, Media, data_uri
 from pipeline.report.rendering import FAMILIES, MODALITIES, duration, plain, render, score_row
 from pipeline.spec import RunSpec
 
@@ -106,11 +106,16 @@ def build_report(
 
 
 def samples_section(
-    layout: Mapping[str, Any], samples: Sequence[Any], most_bytes: int, most: int | None = None
+    layout: Mapping[str, Any],
+    samples: Sequence[Any],
+    most_bytes: int,
+    most: Mapping[str, int] = MOST_SAMPLES,
+    most_characters: int = MOST_CHARACTERS,
 ) -> dict[str, Any]:
-    """The first samples that fit in `most_bytes`, and how many are not shown."""
+    """The first samples that fit in `most_bytes`, at most as many as `most` of their modality, and how many are not
+    shown."""
     media = Media(layout, most_bytes)
-    items = media.show_all(samples, most or MOST_SAMPLES[media.kind])
+    items = media.show_all(samples, most[media.kind], most_characters)
     return {"kind": media.kind, "items": items, "more": media.left_out}
 
 

@@ -10,6 +10,7 @@ import torch
 
 from pipeline.evaluation.latent import LatentView, Map, Usage, Walk
 from pipeline.evaluation.metric import Score
+from pipeline.report.comparison import RunFacts
 from pipeline.report.page import build_report
 from pipeline.spec import make_spec
 
@@ -141,3 +142,34 @@ def everything(modality: str) -> dict[str, Any]:
         "nearest": nearest_pairs(modality),
         "latent": latent_view(modality),
     }
+
+
+PROTOCOL = {"split": "test", "examples": 500, "seed": 0, "extractor": "c"}
+
+
+def score_of(value, interval=(0.0, 0.0), **protocol):
+    low, high = interval
+    bounds = (value + low, value + high) if interval != (0.0, 0.0) else None
+    return Score(value, "squared feature distance", "lower", {**PROTOCOL, **protocol}, bounds)
+
+
+def run_of(label, score=None, modality="image", prepared="3f2a", **changes):
+    codec, family, backbone = CODECS[modality]
+    spec = make_spec(
+        {
+            "name": "a-run",
+            "data": {"source": {"kind": "builtin", "name": "digits"}, "codec": codec},
+            "model": {"family": family, "backbone": backbone},
+            **changes,
+        }
+    )
+    return RunFacts(
+        label=label,
+        spec=spec,
+        prepared=prepared,
+        layout=LAYOUTS[modality],
+        history=[{"step": s, "train/loss": 5.0 - s, "validation/loss": 4.0 - s} for s in range(4)],
+        scores={"test/frechet": score} if score else {},
+        samples=SAMPLES[modality],
+        seconds={"total": 61.0},
+    )

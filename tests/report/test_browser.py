@@ -11,8 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-from report_pages import everything, page
-from test_comparison import _run, _score
+from report_pages import everything, page, run_of, score_of
 
 from pipeline.report.comparison import build_comparison
 
@@ -77,10 +76,10 @@ def pages(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     page("image", folder / "bare.html", history=[], scores={}, samples=[], seconds={}, versions={})
     long = "a-run-with-a-very-long-name-that-has-no-place-to-break-1a2b3c4d-1"
     runs = [
-        _run(long, _score(3.0, (-0.2, 0.2))),
-        _run("two", _score(4.0, (-0.2, 0.2), examples=200), seed=1),
-        _run("three", modality="audio"),
-        _run("four", modality="text"),
+        run_of(long, score_of(3.0, (-0.2, 0.2))),
+        run_of("two", score_of(4.0, (-0.2, 0.2), examples=200), seed=1),
+        run_of("three", modality="audio"),
+        run_of("four", modality="text"),
     ]
     build_comparison(folder / "comparison.html", runs, datetime(2026, 1, 2, tzinfo=UTC))
     return {name: folder / f"{name}.html" for name in PAGES}

@@ -6,43 +6,11 @@ import re
 from datetime import UTC, datetime
 
 import pytest
-from report_pages import CODECS, LAYOUTS, SAMPLES
+from report_pages import run_of, score_of
 from test_page import Outline
 
 from pipeline.errors import ComparisonError
-from pipeline.evaluation.metric import Score
-from pipeline.report.comparison import RunFacts, build_comparison, protocol_differences, spec_differences
-from pipeline.spec import make_spec
-
-PROTOCOL = {"split": "test", "examples": 500, "seed": 0, "extractor": "c"}
-
-
-def _score(value, interval=(0.0, 0.0), **protocol):
-    low, high = interval
-    bounds = (value + low, value + high) if interval != (0.0, 0.0) else None
-    return Score(value, "squared feature distance", "lower", {**PROTOCOL, **protocol}, bounds)
-
-
-def _run(label, score=None, modality="image", prepared="3f2a", **changes):
-    codec, family, backbone = CODECS[modality]
-    spec = make_spec(
-        {
-            "name": "a-run",
-            "data": {"source": {"kind": "builtin", "name": "digits"}, "codec": codec},
-            "model": {"family": family, "backbone": backbone},
-            **changes,
-        }
-    )
-    return RunFacts(
-        label=label,
-        spec=spec,
-        prepared=prepared,
-        layout=LAYOUTS[modality],
-        history=[{"step": s, "train/loss": 5.0 - s, "validation/loss": 4.0 - s} for s in range(4)],
-        scores={"test/frechet": score} if score else {},
-        samples=SAMPLES[modality],
-        seconds={"total": 61.0},
-    )
+from pipeline.report.comparison import build_comparison, protocol_differences, spec_differences
 
 
 def _page(*runs):
@@ -50,7 +18,7 @@ def _page(*runs):
 
 
 def test_the_page_is_well_formed_escaped_and_the_same_each_time():
-    runs = _run("one<b>", _score(3.0)), _run("two", _score(4.0), seed=1), _run("sound", modality="audio")
+    runs = run_of("one<b>", score_of(3.0)), run_of("two", score_of(4.0), seed=1), run_of("sound", modality="audio")
     html = _page(*runs)
     outline = Outline()
     outline.feed(html)
@@ -62,11 +30,11 @@ def test_the_page_is_well_formed_escaped_and_the_same_each_time():
 
 
 def test_a_run_is_best_where_its_interval_lies_apart():
-    html = _page(_run("one", _score(3.0, (-0.2, 0.2))), _run("two", _score(4.0, (-0.2, 0.2))))
+    html = _page(run_of("one", score_of(3.0, (-0.2, 0.2))), run_of("two", score_of(4.0, (-0.2, 0.2))))
     assert '<span class="name best">one</span>' in html
     assert html.count('class="whisker"') == 2
     assert "Not ranked" not in html
-    html = _page(_run("one", _score(3.0, (-0.8, 0.8))), _run("two", _score(4.0, (-0.8, 0.8))))
+    html = _page(run_of("one", score_of(3.0, (-0.8, 0.8))), run_of("two", score_of(4.0, (-0.8, 0.8))))
     assert "name best" not in html
     assert "The interval of one, the lowest value, meets that of two." in html
 
@@ -76,33 +44,37 @@ def test_a_run_is_best_where_its_interval_lies_apart():
     [({"examples": 200}, "examples (500 / 200)"), ({"extractor": "d"}, "extractor (c / d)")],
 )
 def test_scores_of_different_protocols_are_not_ranked_and_the_difference_is_said(changes, said):
-    html = _page(_run("one", _score(3.0, (-0.1, 0.1))), _run("two", _score(9.0, (-0.1, 0.1), **changes)))
+    html = _page(run_of("one", score_of(3.0, (-0.1, 0.1))), run_of("two", score_of(9.0, (-0.1, 0.1), **changes)))
     assert f"Not ranked, because these were not taken in the same way: {said}." in html
     assert "name best" not in html
     assert 'class="whisker"' not in html
 
 
 def test_other_data_is_another_protocol_and_another_seed_is_not():
-    one, same, other = _run("a", _score(1.0)), _run("b", _score(2.0, seed=7)), _run("c", _score(2.0), prepared="77")
+    one, same, other = (
+        run_of("a", score_of(1.0)),
+        run_of("b", score_of(2.0, seed=7)),
+        run_of("c", score_of(2.0), prepared="77"),
+    )
     assert protocol_differences([(run, run.scores["test/frechet"]) for run in (one, same)]) == []
     differing = protocol_differences([(run, run.scores["test/frechet"]) for run in (one, other)])
     assert differing == [("prepared set", ["3f2a", "77"])]
 
 
 def test_a_run_without_the_score_is_named():
-    assert "Without this score: two." in _page(_run("one", _score(3.0)), _run("two"))
+    assert "Without this score: two." in _page(run_of("one", score_of(3.0)), run_of("two"))
 
 
 def test_only_the_keys_that_differ_are_listed():
-    runs = _run("one"), _run("two", training={"lr": 0.01}, seed=3)
+    runs = run_of("one"), run_of("two", training={"lr": 0.01}, seed=3)
     found = dict(spec_differences(runs))
     assert list(found) == ["seed", "training.lr"]
     assert found["seed"] == [("one", "0"), ("two", "3")]
-    assert "The specs are the same in every key." in _page(_run("one"), _run("two"))
+    assert "The specs are the same in every key." in _page(run_of("one"), run_of("two"))
 
 
 def test_curves_of_all_runs_share_their_charts():
-    html = _page(_run("one"), _run("two"))
+    html = _page(run_of("one"), run_of("two"))
     assert re.findall(r"<h3>(\w+ \w+)</h3>", html) == ["validation loss", "train loss"]
     assert html.count('<g class="run0"') == html.count('<g class="run1"') == 2
 
@@ -112,4 +84,4 @@ def test_curves_of_all_runs_share_their_charts():
 )
 def test_what_cannot_be_compared_is_refused(labels, words):
     with pytest.raises(ComparisonError, match=words):
-        _page(*[_run(label) for label in labels])
+        _page(*[run_of(label) for label in labels])
