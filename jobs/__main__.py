@@ -9,6 +9,7 @@ from jobs.doctor import doctor
 from jobs.evaluate import evaluate
 from jobs.generate import generate
 from jobs.prepare import prepare
+from jobs.report import report
 from jobs.retrain import retrain
 from jobs.schedule import schedule
 from jobs.schema import schema
@@ -22,7 +23,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train generative models on your own text, pictures and sound with Ray, and keep them in MLflow.",
 )
-for command in (prepare, train, evaluate, generate, tune, retrain, schedule, schema, doctor):
+for command in (prepare, train, evaluate, generate, report, tune, retrain, schedule, schema, doctor):
     app.command()(command)
 app.command(context_settings=TAKES_ANY)(submit)
 app.add_typer(jobs, name="jobs")

@@ -11,7 +11,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,10 +29,6 @@ if TYPE_CHECKING:
     from pipeline.evaluation.metric import Score
     from pipeline.release.recorder import RunRecorder
     from pipeline.release.tracking import Tracking
-
-NUM_SAMPLES = 64
-"""Samples drawn for the MLflow run and the report."""
-NUM_SAMPLES_RECURRENT = 8
 
 NOT_IDENTITY: Any = {
     "storage": True,
@@ -289,7 +285,7 @@ def _stages(
             if not store.is_local:
                 _copy_folder(bundle, folder)
         elif not store.is_local:
-            _fetch_folder(folder, bundle)
+            fetch_folder(folder, bundle)
         noting.result()
 
         with watch.stage("evaluate"):
@@ -312,7 +308,7 @@ def _stages(
             outcome.model_uri, outcome.model_version = registered.model_uri, registered.version
         with watch.stage("report"):
             outcome.report = _report(
-                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), outcome
+                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), bundle
             )
     ray.experimental.internal_kv._internal_kv_del(key.encode(), namespace=b"atelier")
     return outcome
@@ -368,13 +364,11 @@ def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str) -> str | None:
 
 def _samples(spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress) -> tuple[list[Any], bytes | None]:
     """Draw samples and record them: pictures, texts or playable sound."""
-    from pipeline.generation.sampling import SamplingOptions, draw, load_bundle, overview
+    from pipeline.generation.sampling import load_bundle, overview
+    from pipeline.reporting import draw_for_report
 
     loaded = load_bundle(bundle)
-    recurrent = spec.model.family.kind == "rnn"
-    options = SamplingOptions(length=512 if recurrent and loaded.layout.continuous else None)
-    count = NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES
-    samples = draw(loaded, count, spec.seed, options)
+    samples = draw_for_report(loaded)
     sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
     with tempfile.TemporaryDirectory() as folder:
         for number, sample in enumerate(samples[:16]):
@@ -397,9 +391,19 @@ def _report(
     watch: Stopwatch,
     recorder: RunRecorder,
     versions: dict[str, str],
-    outcome: Outcome,
+    bundle: Path,
+    verdict: Mapping[str, Any] | None = None,
+    gate: Mapping[str, Any] | None = None,
+    nearest: Sequence[Mapping[str, Any]] | None = None,
+    temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
+    surprise: Sequence[tuple[str, float | None]] | None = None,
 ) -> str:
+    """Write the run's page; what was found besides the scores has the form that `build_report` takes."""
+    from pipeline.generation.sampling import load_bundle
     from pipeline.report.page import build_report
+    from pipeline.reporting import look_into_latents
+
+    latent = look_into_latents(load_bundle(bundle), prepared)
 
     page = build_report(
         None,
@@ -411,6 +415,12 @@ def _report(
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions,
+        latent=latent,
+        verdict=verdict,
+        gate=gate,
+        nearest=nearest,
+        temperature=temperature,
+        surprise=surprise,
     )
     store.write_bytes(page.encode(), "runs", key, "report.html")
     recorder.log_text(page, "report.html")
@@ -424,7 +434,8 @@ def _copy_folder(folder: Path, store: Store) -> None:
     store.write_bytes((folder / "checksums.json").read_bytes(), "checksums.json")
 
 
-def _fetch_folder(store: Store, folder: Path) -> None:
+def fetch_folder(store: Store, folder: Path) -> None:
+    """Copy the files of a folder of the storage to this machine."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in store.list_names():
         (folder / name).write_bytes(store.read_bytes(name))

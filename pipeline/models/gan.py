@@ -133,8 +133,12 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         return {"wasserstein": float((sums["real_score"] - sums["fake_score"]) / sums["examples"])}
 
     @torch.no_grad()
-    def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
-        """Signals `[count, C, *space]` or tokens `[count, T]`; the temperature scales the noise."""
-        z = Noise(generator).normal(count, self.family.latent_size) * options.temperature
+    def decode(self, z: Tensor) -> Tensor:
+        """What the generator makes of z `[B, Z]`: signals `[B, C, *space]`, or the likeliest tokens `[B, T]`."""
         drawn = self.generate(z)
         return drawn if self.layout.view == "signal" else drawn.argmax(1)
+
+    @torch.no_grad()
+    def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
+        """Signals `[count, C, *space]` or tokens `[count, T]`; the temperature scales the noise."""
+        return self.decode(Noise(generator).normal(count, self.family.latent_size) * options.temperature)

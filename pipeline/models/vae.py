@@ -8,6 +8,7 @@ likelihood is the importance-weighted bound with L samples (Burda et al. 2016, e
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -70,6 +71,10 @@ class VariationalAutoencoder(GenerativeModel):
     def squared_error(self, x: Tensor, z: Tensor) -> Tensor:
         """Squared error of the reconstruction, summed over the example `[B]`."""
         raise AssertionError("a view of the autoencoder reconstructs")
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Examples in the model's representation for z `[B, Z]`, a function of z alone."""
+        raise AssertionError("a view of the autoencoder decodes")
 
     def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:
         assert batch is not None
@@ -177,6 +182,11 @@ class SignalVae(VariationalAutoencoder):
         return (x - self.expectation(z)).square().flatten(1).sum(1)
 
     @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """E[x | z] `[B, C, *space]`."""
+        return self.expectation(z)
+
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """E[x | z] for z from the prior, its deviation scaled by the temperature: `[count, C, *space]`."""
         z = Noise(generator).normal(count, self.family.latent_size) * options.temperature
@@ -231,17 +241,26 @@ class TokenVae(VariationalAutoencoder):
         return ((logits.argmax(-1) != x) & self._counted(x)).sum(1)
 
     @torch.no_grad()
+    def decode(self, z: Tensor) -> Tensor:
+        """Tokens `[B, T]`, the likeliest at every step given z and those before; padded after the end."""
+        return self._written(z, lambda logits: logits.argmax(-1))
+
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """Tokens `[count, T]`, drawn step by step given z from the prior; padded after the end."""
-        layout = self.layout
         z = Noise(generator).normal(count, self.family.latent_size)
-        inputs = torch.full((count, 1), self.start, device=z.device)
-        ended = torch.zeros(count, dtype=torch.bool, device=z.device)
+        return self._written(z, lambda logits: draw(logits, generator, options))
+
+    def _written(self, z: Tensor, choose: Callable[[Tensor], Tensor]) -> Tensor:
+        """Tokens `[B, T]` for z `[B, Z]`, each chosen `[B]` from its logits `[B, V]`."""
+        layout = self.layout
+        inputs = torch.full((len(z), 1), self.start, device=z.device)
+        ended = torch.zeros(len(z), dtype=torch.bool, device=z.device)
         carry: Carry | None = None
         tokens: list[Tensor] = []
         for _ in range(layout.length):
             logits, carry = self._write(inputs, z, carry)
-            token = draw(logits[:, -1], generator, options)
+            token = choose(logits[:, -1])
             if layout.end_token is not None and layout.pad_token is not None:
                 token = torch.where(ended, layout.pad_token, token)
                 ended |= token == layout.end_token

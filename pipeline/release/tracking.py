@@ -15,8 +15,10 @@ import platform
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -309,3 +311,40 @@ def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:
                 for point in client.get_metric_history(run_id, key):
                     rows.setdefault(point.step, {"step": float(point.step)})[key] = point.value
     return [rows[step] for step in sorted(rows)]
+
+
+@dataclass(frozen=True)
+class RecordedRun:
+    """What MLflow keeps of a run besides its metrics; `ended` is None while it goes on."""
+
+    status: str
+    tags: dict[str, str]
+    ended: datetime | None
+
+
+def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
+    """A run by its id. Raises: TrackingError, also when there is none."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: run {run_id} cannot be read"):
+        run = client.get_run(run_id)
+    ended = run.info.end_time
+    return RecordedRun(
+        str(run.info.status),
+        dict(run.data.tags),
+        datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
+    )
+
+
+def read_artifact(tracking_uri: str, run_id: str, name: str) -> bytes | None:
+    """The contents of a file that a run recorded at its root, such as `scores.json`; None when it did not.
+
+    Raises: TrackingError.
+    """
+    client = connect(tracking_uri)
+    with (
+        explained(f"{tracking_uri}: {name} of run {run_id} cannot be read"),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        if name not in [item.path for item in client.list_artifacts(run_id)]:
+            return None
+        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()

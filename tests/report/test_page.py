@@ -3,94 +3,26 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import io
 import re
 import wave
-from datetime import UTC, datetime
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
 from PIL import Image
+from report_pages import GATE, SAMPLES, VERDICT, everything, page
 
-from pipeline.evaluation.metric import DEFINITIONS, Score
-from pipeline.report.page import build_report, duration
-from pipeline.spec import make_spec
-
-LAYOUTS = {
-    "text": {"modality": "text", "view": "tokens", "shape": [8], "vocabulary": 65},
-    "image": {"modality": "image", "view": "signal", "shape": [1, 4, 4]},
-    "audio": {"modality": "audio", "view": "signal", "shape": [1, 256], "sample_rate_hz": 8000},
-}
-CODECS = {
-    "text": ({"kind": "bytes"}, {"kind": "rnn"}, {"kind": "recurrent"}),
-    "image": ({"kind": "image", "size": [4, 4]}, {"kind": "vae"}, {"kind": "mlp"}),
-    "audio": ({"kind": "waveform", "num_samples": 256}, {"kind": "gan"}, {"kind": "mlp"}),
-}
-SAMPLES = {
-    "text": ["once upon", "a time <b>&</b>"],
-    "image": [np.arange(16, dtype=np.uint8).reshape(4, 4, 1), np.full((4, 4, 1), 200, np.uint8)],
-    "audio": [np.linspace(-1, 1, 256, dtype=np.float32), np.zeros(256, np.float32)],
-}
-
-
-def _page(modality="image", out=None, **changes):
-    codec, family, backbone = CODECS[modality]
-    spec = make_spec(
-        {
-            "name": "a-run",
-            "data": {"source": {"kind": "builtin", "name": "digits"}, "codec": codec},
-            "model": {"family": family, "backbone": backbone},
-        }
-    )
-    manifest = {
-        "key": "3f2a",
-        "corpus": {"fingerprint": "ab" * 32, "licence": "CC0 <i>", "source": {"kind": "builtin", "name": "digits"}},
-        "split": {"kind": "hash", "validation": 0.05, "test": 0.1},
-        "codec": {"spec": codec},
-        "layout": LAYOUTS[modality],
-        "splits": {"train": {"records": 9, "rows": 9, "characters": 0, "labels": {"seven": 4, "two": 5}}},
-        "report": {
-            "read": 12,
-            "kept": 9,
-            "stages": [{"stage": "read", "left": 12}, {"stage": "decoded", "left": 10}],
-            "dropped": {"empty text": 1},
-            "examples": {"empty text": [{"origin": "y/2.txt", "detail": "all white space"}]},
-            "cleaned": {"unicode": 2},
-            "personal_data": {"email": 3},
-            "facts": {"encoding": {"utf-8": 11, "cp1252": 1}},
-            "lengths": {"unit": "characters", "min": 1, "median": 2.5, "mean": 3.25, "p95": 5.0, "max": 7},
-            "unknown_characters": 0,
-            "duplicates": {
-                "clusters": 1,
-                "records_in_clusters": 2,
-                "largest": 2,
-                "near_pairs": 1,
-                "examples": [{"size": 2, "origins": ["a.txt", "b.txt"]}],
-            },
-            "leakage": {"units": 0},
-            "notes": ["validation has 0.0% of the records"],
-            "quarantined": [{"origin": "x/1.png", "reason": "truncated"}],
-            "quarantined_count": 2,
-        },
-    }
-    values = {
-        "spec": spec,
-        "manifest": manifest,
-        "history": [{"step": s, "train/loss": 5.0 - s} for s in range(4)],
-        "scores": {"test/frechet": Score(3.25, "squared feature distance", "lower", {"extractor": "c"}, (3.1, 3.4))},
-        "samples": SAMPLES[modality],
-        "seconds": {"train": 61.0, "total": 70.0},
-        "versions": {"torch": "2.13.0"},
-        "created": datetime(2026, 1, 2, 3, 4, tzinfo=UTC),
-    }
-    return build_report(out, **{**values, **changes})
+from pipeline.evaluation.metric import DEFINITIONS
+from pipeline.report.page import MOST_BYTES
+from pipeline.report.rendering import duration
 
 
 class Outline(HTMLParser):
     """Checks that every element that opens closes, and keeps what would be fetched."""
 
-    VOID = frozenset({"meta", "img", "line", "path", "rect", "circle", "link", "br"})
+    VOID = frozenset({"meta", "img", "line", "path", "rect", "circle", "link", "br", "input"})
 
     def __init__(self):
         super().__init__()
@@ -108,7 +40,7 @@ class Outline(HTMLParser):
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
 def test_page_is_well_formed_and_fetches_nothing(modality):
-    html = _page(modality)
+    html = page(modality, **everything(modality))
     outline = Outline()
     outline.feed(html)
     assert outline.open == []
@@ -120,31 +52,31 @@ def test_page_is_well_formed_and_fetches_nothing(modality):
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
 def test_equal_runs_give_equal_pages(modality):
-    assert _page(modality) == _page(modality)
+    assert page(modality, **everything(modality)) == page(modality, **everything(modality))
 
 
 def test_text_from_data_is_escaped():
-    html = _page("text")
+    html = page("text")
     assert "a time &lt;b&gt;&amp;&lt;/b&gt;" in html
     assert "CC0 &lt;i&gt;" in html
     assert "<b>&</b>" not in html
 
 
 def test_pictures_come_back_as_they_were():
-    found = re.findall(r'src="data:image/png;base64,([^"]+)"', _page("image"))
+    found = re.findall(r'src="data:image/png;base64,([^"]+)"', page("image"))
     pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(one)))) for one in found]
     assert len(pictures) == 2
     assert (pictures[0] == SAMPLES["image"][0][:, :, 0]).all()
 
 
 def test_sounds_play_at_their_rate():
-    found = re.findall(r'src="data:audio/wav;base64,([^"]+)"', _page("audio"))
+    found = re.findall(r'src="data:audio/wav;base64,([^"]+)"', page("audio"))
     with wave.open(io.BytesIO(base64.b64decode(found[0]))) as file:
         assert (file.getframerate(), file.getnframes(), file.getsampwidth()) == (8000, 256, 2)
 
 
 def test_each_score_says_value_unit_direction_interval_protocol_and_how_to_read_it():
-    html = _page()
+    html = page()
     for part in ("3.250", "squared feature distance", "lower is better", "3.100 to 3.400", "test/frechet", "<b>c</b>"):
         assert part in html
     assert DEFINITIONS["frechet"].reading.split(".")[0] in html
@@ -158,7 +90,7 @@ def test_every_known_score_has_a_title_a_unit_and_a_reading():
 
 
 def test_data_card_tells_what_was_left_out_and_why():
-    html = _page()
+    html = page()
     for part in (
         "12 read, 10 decoded",
         "1 empty text; empty text: y/2.txt: all white space",
@@ -175,8 +107,8 @@ def test_data_card_tells_what_was_left_out_and_why():
         assert part in html
 
 
-def test_a_run_that_has_nothing_yet_still_gives_a_page():
-    html = _page(history=[], scores={}, samples=[], seconds={}, versions={})
+def test_a_run_that_has_nothing_yet_still_gives_apage():
+    html = page(history=[], scores={}, samples=[], seconds={}, versions={})
     outline = Outline()
     outline.feed(html)
     assert outline.open == []
@@ -184,12 +116,12 @@ def test_a_run_that_has_nothing_yet_still_gives_a_page():
 
 
 def test_overview_stands_in_for_samples():
-    html = _page(samples=[], overview_png=b"png")
+    html = page(samples=[], overview_png=b"png")
     assert f'src="data:image/png;base64,{base64.b64encode(b"png").decode()}"' in html
 
 
 def test_page_is_written_whole(tmp_path):
-    html = _page(out=tmp_path / "deep" / "report.html")
+    html = page(out=tmp_path / "deep" / "report.html")
     assert (tmp_path / "deep" / "report.html").read_text(encoding="utf-8") == html
     assert [path.name for path in (tmp_path / "deep").iterdir()] == ["report.html"]
 
@@ -199,3 +131,85 @@ def test_page_is_written_whole(tmp_path):
 )
 def test_durations_read_as_a_person_says_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_sections_without_input_are_absent():
+    bare, full = page("image"), page("image", **everything("image"))
+    for name in ("verdict", "gate", "nearest", "temperature", "latent", "surprise"):
+        assert f'id="{name}"' not in bare
+        assert f'href="#{name}"' not in bare
+        assert f'id="{name}"' in full
+        assert f'href="#{name}"' in full
+
+
+def test_the_verdict_answers_each_question_in_words():
+    html = page(verdict=VERDICT)
+    for part in ("Is it good?", "Is it varied?", "Is it new?", "3 of 64 samples are near copies.", ">Unclear<"):
+        assert part in html
+    assert "A finding &lt;b&gt;in words&lt;/b&gt;." in html
+
+
+def test_the_gates_table_says_what_decided():
+    html = page(gate=GATE)
+    for part in ("Rejected", "It copies the training set.", "(0.5000 to 1.500)", "(0.2500 to 0.3750)", "Too many."):
+        assert part in html
+    assert re.findall(r'<span class="(\w*)">(met|broken|unknown)</span>', html) == [
+        ("passed", "met"),
+        ("failed", "broken"),
+        ("", "unknown"),
+    ]
+
+
+def test_the_nearest_pair_comes_first_with_what_was_found_of_it():
+    html = page(**{"nearest": everything("image")["nearest"]})
+    assert html.index("distance <b>0.5000</b>") < html.index("distance <b>2.500</b>")
+    assert html.count("<strong>copy</strong>") == 1
+    assert html.count("held-out 1.250") == 1
+    assert "1.25% of held-out examples are as near" in html
+    assert "b&lt;1&gt;.png" in html
+
+
+def test_surprise_has_one_scale_on_every_page():
+    html = page("text", surprise=[("a", 0.0), ("b<", 3.0), ("c", 50.0), ("\n", 0.1), ("d", None)])
+    assert '<span class="heat0" data-nats="0.00 nats">a</span>' in html
+    assert '<span class="heat4" data-nats="3.00 nats">b&lt;</span>' in html
+    assert '<span class="heat8" data-nats="50.00 nats">c</span>' in html
+    assert "↵\n</span>" in html
+    assert '<span class="heat0" data-nats="">d</span>' in html
+    assert "5 pieces, 13.28 nats each on average" in html
+    assert 'id="surprise"' not in page("text", surprise=[("d", None)])
+
+
+def test_every_label_of_the_map_has_a_key_and_every_example_a_dot():
+    html = page(latent=everything("image")["latent"])
+    assert re.findall(r'data-key="(\w+)" aria-pressed', html) == ["hue0", "hue1", "hueless"]
+    paths = re.findall(r'<g class="hue\w*" data-key="\w+"><path d="([^"]+)"', html)
+    assert sorted(path.count("h0") for path in paths) == [1, 1, 2]
+
+
+def test_a_large_picture_is_reduced():
+    (found,) = re.findall(r'data:image/webp;base64,([^"]+)"', page(samples=[np.zeros((600, 900, 3), np.uint8)]))
+    assert Image.open(io.BytesIO(base64.b64decode(found))).size == (384, 256)
+
+
+@pytest.mark.parametrize("modality", ["image", "audio", "text"])
+def test_a_page_is_bounded_whatever_it_is_given(modality):
+    generator = np.random.default_rng(0)
+    raw = {
+        "image": generator.integers(0, 256, (128, 128, 3), dtype=np.uint8),
+        "audio": generator.uniform(-1, 1, 200_000).astype(np.float32),
+        "text": "<" * 100_000,
+    }[modality]
+    huge = everything(modality)
+    view = huge["latent"]
+    huge["latent"] = dataclasses.replace(
+        view,
+        from_prior=tuple(dataclasses.replace(walk, frames=[raw] * 3) for walk in view.from_prior * 20),
+        interpolations=[dataclasses.replace(view.interpolations[0], frames=[raw] * 3, ends=(raw, raw))] * 20,
+    )
+    huge["nearest"] = [{"sample": raw, "training": raw, "distance": 1.0}] * 50
+    huge["surprise"] = [("<" * 1000, 1.0)] * 20_000
+    history = [{"step": s, **{f"train/{name}": 1.0 + s % 7 for name in range(60)}} for s in range(1000)]
+    html = page(modality, samples=[raw] * 100, history=history, **huge)
+    assert len(html.encode()) < MOST_BYTES
+    assert "not shown here" in html

@@ -1,0 +1,202 @@
+"""What pages are made of: samples and latents of a bundle, and what runs left behind.  [mlflow]
+
+Runs in the driver: at the end of a run, and for `atelier report`, which makes the page of a run once more or compares
+several. What a run left is gathered from its folder in the storage and from MLflow; samples are drawn again from its
+bundle, with its own seed, so they are those of its report.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.errors import RegistryError
+from pipeline.progress import Progress, silent
+from pipeline.spec import make_spec
+from pipeline.storage import Store, open_store
+
+if TYPE_CHECKING:
+    from pipeline.data.prepared import Prepared
+    from pipeline.evaluation.latent import LatentView
+    from pipeline.generation.sampling import Bundle
+    from pipeline.report.comparison import RunFacts
+
+NUM_SAMPLES = 64
+"""Samples drawn for the MLflow run and the report."""
+NUM_SAMPLES_RECURRENT = 8
+BUNDLE_DONE = "checksums.json"
+
+
+def draw_for_report(loaded: Bundle) -> list[Any]:
+    """The samples that a run records and its report shows, a function of the bundle alone."""
+    from pipeline.generation.sampling import SamplingOptions, draw
+
+    recurrent = loaded.spec.model.family.kind == "rnn"
+    options = SamplingOptions(length=512 if recurrent and loaded.layout.continuous else None)
+    return draw(loaded, NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES, loaded.spec.seed, options)
+
+
+def look_into_latents(loaded: Bundle, prepared: Prepared) -> LatentView | None:
+    """The latent space of a model that has one, with the held-out examples of its prepared set."""
+    from pipeline.evaluation.latent import MOST_EXAMPLES, look_into
+
+    if loaded.spec.model.family.kind == "rnn":
+        return None
+    held_out = prepared.load_split(loaded.spec.evaluation.split, max_rows=MOST_EXAMPLES)
+    return look_into(loaded.model, loaded.codec, prepared.layout, held_out, loaded.spec.seed)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where what a run left is: its folder in the storage, its id in MLflow, the model that was asked for."""
+
+    label: str
+    folder: Store | None = None
+    run_id: str | None = None
+    model_uri: str | None = None
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """A run's facts with what only its own report shows."""
+
+    facts: RunFacts
+    manifest: dict[str, Any]
+    versions: dict[str, Any]
+    ended: datetime | None
+    bundle: Bundle | None
+
+
+def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
+    """Write the page of one run, or of several side by side, to `out`; the runs' labels.
+
+    A reference is an MLflow run's id, the name of a folder under `runs` in the storage, such a folder, or a model
+    (`models:/NAME@champion`, `runs:/ID`). Raises: RegistryError with what there is, ComparisonError, TrackingError,
+    StorageError.
+    """
+    from pipeline.release.tracking import resolve_uri
+    from pipeline.report.comparison import build_comparison
+
+    store = open_store(storage or "storage")
+    tracking_uri = resolve_uri(store)
+    places = [find_run(reference, store, tracking_uri) for reference in references]
+    gathered = []
+    for done, place in enumerate(places):
+        progress("gather", done, len(places), place.label)
+        gathered.append(gather(place, store, tracking_uri))
+    progress("gather", len(places), len(places), "")
+    if len(gathered) == 1:
+        _report_of_one(gathered[0], store, out)
+    else:
+        build_comparison(out, [one.facts for one in gathered])
+    return [one.facts.label for one in gathered]
+
+
+def find_run(reference: str, store: Store, tracking_uri: str) -> Place:
+    """Which run or model is meant. Raises: RegistryError naming what there is, TrackingError."""
+    from pipeline.release.registry import find
+    from pipeline.release.tracking import read_run
+
+    if reference.startswith(("models:/", "runs:/")):
+        found = find(reference, tracking_uri)
+        place = _place_of(found.run_id, store, tracking_uri) if found.run_id else Place(found.model_uri)
+        label = f"{found.name} {found.version}" if found.name else place.label
+        return Place(label, place.folder, found.run_id, found.model_uri)
+    for folder in (store.child("runs", reference), open_store(reference)):
+        if folder.exists("run.json"):
+            return Place(Path(folder.root).name, folder, folder.read_json("run.json").get("run_id"))
+    if re.fullmatch(r"[0-9a-f]{32}", reference):
+        read_run(tracking_uri, reference)
+        return _place_of(reference, store, tracking_uri)
+    names = ", ".join(sorted(store.list_names("runs"))[-8:]) or "none"
+    raise RegistryError(
+        f"run {reference!r}: {store.path('runs')} has no such folder (there: {names}); write one of these, the id of "
+        "an MLflow run, or a model such as models:/NAME@champion, and --storage where the runs are"
+    )
+
+
+def _place_of(run_id: str, store: Store, tracking_uri: str) -> Place:
+    from pipeline.release.tracking import read_run
+
+    run = read_run(tracking_uri, run_id)
+    key = run.tags.get("atelier.run", "").rstrip("/").rpartition("/")[2]
+    folder = store.child("runs", key) if key and store.exists("runs", key, "run.json") else None
+    return Place(key or run_id[:8], folder, run_id)
+
+
+def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
+    """What the run at `place` left. Raises: RegistryError when it left neither a model nor a prepared set."""
+    from pipeline.data.prepared import find_prepared
+    from pipeline.evaluation.metric import Score
+    from pipeline.generation.sampling import load_bundle
+    from pipeline.release.registry import fetch
+    from pipeline.release.tracking import metric_history, read_artifact, read_run
+    from pipeline.report.comparison import RunFacts
+    from pipeline.workflow import fetch_folder
+
+    state = place.folder.read_json("run.json") if place.folder else {}
+    run = read_run(tracking_uri, place.run_id) if place.run_id else None
+    with tempfile.TemporaryDirectory() as temporary:
+        loaded = None
+        if place.model_uri is not None:
+            loaded = load_bundle(fetch(place.model_uri, tracking_uri, Path(temporary)))
+        elif place.folder is not None and place.folder.exists("bundle", BUNDLE_DONE):
+            if not place.folder.is_local:
+                fetch_folder(place.folder.child("bundle"), Path(temporary))
+            loaded = load_bundle(place.folder.local_path("bundle") if place.folder.is_local else temporary)
+
+    def recorded(name: str) -> Any:
+        if place.folder is not None and place.folder.exists(name):
+            return place.folder.read_json(name)
+        data = read_artifact(tracking_uri, place.run_id, name) if place.run_id else None
+        return json.loads(data) if data is not None else {}
+
+    if loaded is not None:
+        spec, manifest = loaded.spec, loaded.manifest
+    else:
+        key = run.tags.get("atelier.prepared") if run else None
+        prepared = find_prepared(store, key) if key else None
+        if prepared is None or "spec" not in state:
+            raise RegistryError(
+                f"run {place.label!r}: it made no model yet, and its prepared set is not in {store.uri}"
+            )
+        spec, manifest = make_spec(state["spec"], where=place.label), prepared.manifest.as_dict()
+    outcome = state.get("outcome", {})
+    facts = RunFacts(
+        label=place.label,
+        spec=spec,
+        prepared=manifest["key"],
+        layout=manifest["layout"],
+        history=metric_history(tracking_uri, place.run_id) if place.run_id else [],
+        scores={key: Score.from_dict(value) for key, value in recorded("scores.json").items()},
+        samples=draw_for_report(loaded) if loaded is not None else [],
+        seconds=outcome.get("seconds", {}),
+        model_uri=place.model_uri or outcome.get("model_uri"),
+    )
+    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded)
+
+
+def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
+    from pipeline.data.prepared import find_prepared
+    from pipeline.report.page import build_report
+
+    facts = gathered.facts
+    prepared = find_prepared(store, facts.prepared)
+    build_report(
+        out,
+        spec=facts.spec,
+        manifest=gathered.manifest,
+        history=facts.history,
+        scores=facts.scores,
+        samples=facts.samples,
+        seconds=facts.seconds,
+        versions=gathered.versions,
+        created=gathered.ended,
+        latent=look_into_latents(gathered.bundle, prepared) if gathered.bundle and prepared else None,
+    )
