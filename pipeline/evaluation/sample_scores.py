@@ -40,7 +40,7 @@ class SampleScores(Metric):
 
     Protocol: the sets of `drawing`: generated examples against the first of two real halves (the Fréchet distance:
     against both, and their mean), and as the reference the second half against the first. Units and directions are
-    those of `DEFINITIONS`. Reduces by union; the intervals are jackknives over ten blocks of each set.
+    those of `DEFINITIONS`. Reduces by union; each function says how its interval is taken.
     """
 
     name = "samples"
@@ -75,7 +75,8 @@ class SampleScores(Metric):
         found = collected(sums, subject)
         examples, protocol = smallest_set(subject), sample_protocol(subject)
         scores = frechet_scores(list(self.blocks(sums, subject).values()), protocol, examples)
-        for name, estimate in estimates(found).items():
+        enough = any(DEFINITIONS[name].refusal(examples) is None for name in OF_FEATURES)
+        for name, estimate in (estimates(found) if enough else {}).items():
             definition = DEFINITIONS[name]
             if definition.refusal(examples) is not None:
                 continue
@@ -131,7 +132,8 @@ def estimates(found: SampleFeatures) -> dict[str, Estimate]:
         "kid": kernel_distance(found.generated, real_a),
         "kid_floor": kernel_distance(real_b, real_a),
     }
-    generated, first, second = (Manifold.of(points) for points in (found.generated, real_a, real_b))
+    generated, first = Manifold.of(found.generated, "generated"), Manifold.of(real_a, "real")
+    second = Manifold.of(real_b, "generated")
     result |= neighbourhoods(generated, first)
     result |= {f"{name}_ceiling": value for name, value in neighbourhoods(second, first).items()}
     result |= {"vendi_score": vendi_score(found.generated), "vendi_score_ceiling": vendi_score(real_b)}

@@ -21,7 +21,7 @@ from PIL import Image
 
 from pipeline.data.card import report_lines
 from pipeline.data.manifest import SPLITS, Manifest
-from pipeline.evaluation.metric import DEFINITIONS, Definition, Score
+from pipeline.evaluation.metric import DEFINITIONS, Definition, Score, Scores
 from pipeline.report import curves
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
@@ -49,8 +49,9 @@ def build_report(
     """The page as HTML, also written whole to `out` where given.
 
     `history` rows are {"step": n, "train/loss": …}; `samples` raw examples (texts, uint8 `[H, W, C]`, float32
-    `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total` if known. Equal
-    arguments give equal bytes. Raises: StorageError when `out` cannot be written.
+    `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total` if known. What
+    `Scores` refused is told with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot
+    be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
     layout = facts["layout"]
@@ -71,6 +72,7 @@ def build_report(
         samples=_samples(layout, samples),
         overview=_data_uri("image/png", overview_png) if overview_png and not samples else None,
         scores=[_row(key, score) for key, score in scores.items()],
+        refused=sorted(scores.refused.items()) if isinstance(scores, Scores) else [],
         charts=curves.charts_of(history),
         chart_size=(curves.WIDTH, curves.HEIGHT, curves.LEFT, curves.RIGHT, curves.TOP, curves.BOTTOM),
         card=_data_card(facts),
@@ -199,6 +201,7 @@ def _row(key: str, score: Score) -> dict[str, Any]:
         "better": score.better,
         "interval": interval,
         "reading": definition.reading,
+        "caution": score.caution,
         "protocol": [(name.replace("_", " "), _plain(value)) for name, value in score.protocol.items()],
     }
 

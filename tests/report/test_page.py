@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline.evaluation.metric import DEFINITIONS, Score
+from pipeline.evaluation.metric import DEFINITIONS, Score, Scores
 from pipeline.report.page import build_report, duration
 from pipeline.spec import make_spec
 
@@ -199,3 +199,11 @@ def test_page_is_written_whole(tmp_path):
 )
 def test_durations_read_as_a_person_says_them(seconds, text):
     assert duration(seconds) == text
+
+
+def test_a_caution_and_the_reason_of_a_refusal_are_shown():
+    few = Score(0.5, "share", "higher", {"extractor": "c"}, (0.4, 0.6), "30 examples are few")
+    html = _page(scores=Scores({"test/precision": few}, {"test/kid": "19 examples <and> fewer than 20 say nothing"}))
+    assert '<p class="reading caution">30 examples are few</p>' in html
+    assert "<b>test/kid</b> 19 examples &lt;and&gt; fewer than 20 say nothing" in html
+    assert "reading caution" not in _page() and "Not given" not in _page()
