@@ -57,6 +57,7 @@ def test_two_halves_of_one_set_are_no_distance_apart() -> None:
     assert abs(float(mean)) < 3 * float(error)
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_closed_form_of_two_gaussians() -> None:
     """With D = 1, E k(a, b) of independent a and b is the sum of binomials times products of their moments."""
 

@@ -92,6 +92,7 @@ def test_a_collapsed_set_is_precise_and_covers_nothing() -> None:
     assert scattered["precision"] < 0.1 and scattered["coverage"] < 0.1
 
 
+@pytest.mark.slow
 def test_intervals_cover_the_mean_of_all_repeats() -> None:
     """In three such simulations they covered 95.6% of 2,400."""
     repeats = [scores(1.2 * normal(200, 6, 2 * seed) + 0.5, normal(200, 6, 2 * seed + 1)) for seed in range(200, 400)]
