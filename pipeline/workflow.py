@@ -294,6 +294,9 @@ def _stages(
         store.write_json({name: score.as_dict() for name, score in scores.items()}, "runs", key, "scores.json")
         recorder.log_metrics(outcome.metrics, 0)
         recorder.log_json({name: score.as_dict() for name, score in scores.items()}, "scores.json")
+        if scores.refused:
+            recorder.log_json(scores.refused, "scores_refused.json")
+        _record_extractors(prepared, scores, recorder)
 
         progress("report", 0, None, "samples, report")
         history = metric_history(tracking.uri, run_id)
@@ -321,6 +324,14 @@ def _record_inputs(spec: RunSpec, prepared: Prepared, recorder: RunRecorder) -> 
     recorder.log_text(spec.as_yaml(), "spec.yaml")
     recorder.log_json(prepared.manifest.as_dict(), "manifest.json")
     recorder.log_json(versions(), "versions.json")
+
+
+def _record_extractors(prepared: Prepared, scores: Mapping[str, Score], recorder: RunRecorder) -> None:
+    """Record the corpus's own networks whose features or classes scores were taken in."""
+    used = {str(score.protocol.get("extractor")).split(",")[0] for score in scores.values()}
+    for name in prepared.store.list_names("extractors"):
+        if name.rsplit(".", 1)[0] in used:
+            recorder.log_bytes(prepared.store.read_bytes("extractors", name), f"extractors/{name}")
 
 
 def _train(

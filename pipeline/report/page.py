@@ -16,7 +16,7 @@ from typing import Any
 
 from pipeline.data.manifest import Manifest
 from pipeline.evaluation.latent import LatentView
-from pipeline.evaluation.metric import DEFINITIONS, Score
+from pipeline.evaluation.metric import DEFINITIONS, Score, Scores
 from pipeline.report import curves
 from pipeline.report.data_card import data_card, label_bars, split_rows
 from pipeline.report.findings import (
@@ -66,8 +66,8 @@ def build_report(
 
     `history` rows are {"step": n, "train/loss": …}; `samples` raw examples (texts, uint8 `[H, W, C]`, float32
     `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total` if known. `surprise`
-    is tokens of a held-out text with their nats; `findings` says the form of the others. Equal arguments give equal
-    bytes. Raises: StorageError when `out` cannot be written.
+    is tokens of a held-out text with their nats; `findings` says the form of the others. What `Scores` refused is told
+    with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
     layout = facts["layout"]
@@ -86,6 +86,7 @@ def build_report(
         overview=_overview(overview_png) if not samples else None,
         nearest=nearest_section(nearest, layout, NEAREST_BYTES),
         scores=[score_row(key, score) for key, score in list(scores.items())[:MOST_SCORES]],
+        refused=sorted(scores.refused.items()) if isinstance(scores, Scores) else [],
         temperature=temperature_charts(temperature),
         latent=latent_section(latent, layout, LATENT_BYTES),
         surprise=surprise_section(surprise),

@@ -57,6 +57,7 @@ def score_row(key: str, score: Score) -> dict[str, Any]:
         "better": score.better,
         "interval": interval,
         "reading": definition.reading,
+        "caution": score.caution,
         "protocol": protocol_facts(score.protocol),
     }
 

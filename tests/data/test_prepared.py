@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -60,6 +61,13 @@ def test_verifying_finds_wrong_rows(prepared: Prepared) -> None:
     prepared.manifest.splits["train"]["shards"][2]["rows"] = 7
     with pytest.raises(PreparedDataError, match=r"train-00002\.parquet: 8 rows, the manifest says 7"):
         prepared.verify()
+
+
+@given(rows=st.lists(st.integers(0, 39), unique=True).map(sorted), group_rows=st.integers(1, 9))
+def test_chosen_rows_are_those_of_the_whole_split(rows: list[int], group_rows: int) -> None:
+    x = pictures(40)
+    found = write_prepared(memory_store(), PICTURES, x, 8, group_rows).load_rows("train", torch.tensor(rows).long())
+    assert np.array_equal(found.numpy(), x[rows])
 
 
 def test_loading_hashes_when_asked(prepared: Prepared) -> None:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 from report_pages import GATE, SAMPLES, VERDICT, everything, page
 
-from pipeline.evaluation.metric import DEFINITIONS
+from pipeline.evaluation.metric import DEFINITIONS, Score, Scores
 from pipeline.report.page import MOST_BYTES
 from pipeline.report.rendering import duration
 
@@ -213,3 +213,11 @@ def test_a_page_is_bounded_whatever_it_is_given(modality):
     html = page(modality, samples=[raw] * 100, history=history, **huge)
     assert len(html.encode()) < MOST_BYTES
     assert "not shown here" in html
+
+
+def test_a_caution_and_the_reason_of_a_refusal_are_shown():
+    few = Score(0.5, "share", "higher", {"extractor": "c"}, (0.4, 0.6), "30 examples are few")
+    html = page(scores=Scores({"test/precision": few}, {"test/kid": "19 examples <and> fewer than 20 say nothing"}))
+    assert '<p class="reading caution">30 examples are few</p>' in html
+    assert "<b>test/kid</b> 19 examples &lt;and&gt; fewer than 20 say nothing" in html
+    assert "reading caution" not in page() and "Not given" not in page()
