@@ -24,6 +24,8 @@ NEIGHBOURS = 50
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95)
 RESAMPLES = 200
 PAIRS = 16
+SIGNAL = "signal_"
+"""Before the keys of measures in the model's own representation."""
 
 DEFINITIONS_OF_NOVELTY: dict[str, Definition] = {
     "nearest_ratio": Definition(
@@ -53,6 +55,12 @@ DEFINITIONS_OF_NOVELTY: dict[str, Definition] = {
         "Generated examples for which one training example is so much nearer than the next fifty as for only 1% of the "
         "held-out examples. 0.01 for a model that copies nothing; a copy with noise still counts.",
     ),
+    "singled_out_held_out": Definition(
+        "Training examples singled out, held-out",
+        "share of held-out",
+        None,
+        "The same of held-out examples: 0.01, and more where the split has near-duplicates of training examples.",
+    ),
     "authenticity": Definition(
         "Authenticity",
         "share of generated",
@@ -81,6 +89,17 @@ DEFINITIONS_OF_NOVELTY: dict[str, Definition] = {
         "That a generated example is nearer to the training set than a held-out one of the same region: the size of "
         "what C_T tests. 0.5 for a model as new as unseen data.",
     ),
+}
+
+
+DEFINITIONS_OF_NOVELTY |= {
+    SIGNAL + key: Definition(
+        f"{definition.title}, in the model's own representation",
+        definition.unit,
+        definition.better,
+        definition.reading + " Here over pixels, samples or the spectrogram and not over features.",
+    )
+    for key, definition in DEFINITIONS_OF_NOVELTY.items()
 }
 
 
@@ -130,26 +149,29 @@ class Novelty:
 
     nearness: Nearness
     singled_out: Share
+    singled_out_held_out: Share
     authenticity: Share
     authenticity_held_out: Share
     copying: DataCopying
     different: int
     pairs: tuple[Pair, ...]
 
-    def values(self) -> dict[str, tuple[float, Interval]]:
-        """Value and 95% interval of each score in `DEFINITIONS_OF_NOVELTY`."""
+    def values(self, prefix: str = "") -> dict[str, tuple[float, Interval]]:
+        """Value and 95% interval of each of `DEFINITIONS_OF_NOVELTY` whose key begins with `prefix`, "" or `SIGNAL`."""
         shares = {
             **self.nearness.closer_than,
             "singled_out": self.singled_out,
+            "singled_out_held_out": self.singled_out_held_out,
             "authenticity": self.authenticity,
             "authenticity_held_out": self.authenticity_held_out,
         }
-        return {
+        values = {
             "nearest_ratio": (self.nearness.ratio, self.nearness.ratio_interval),
             **{name: (share.value, share.interval) for name, share in shares.items()},
             "data_copying": (self.copying.statistic, self.copying.interval),
             "closer_than_held_out": (self.copying.closer, self.copying.closer_interval),
         }
+        return {prefix + name: value for name, value in values.items()}
 
 
 def measure_novelty(
@@ -169,6 +191,7 @@ def measure_novelty(
     return Novelty(
         nearness=nearness(ours, theirs, seed),
         singled_out=singled_out(ours, theirs),
+        singled_out_held_out=singled_out(theirs, theirs),
         authenticity=authenticity(ours, train),
         authenticity_held_out=authenticity(theirs, train),
         copying=data_copying(generated, held_out, train, seed),
@@ -217,9 +240,9 @@ def likeness(neighbours: Neighbours) -> Tensor:
 
 
 def singled_out(generated: Neighbours, held_out: Neighbours) -> Share:
-    """Share of generated examples with a `likeness` below the held-out examples' 1% quantile; lower is better."""
+    """Share of generated examples with a `likeness` not above the held-out examples' 1% quantile; lower is better."""
     limit = likeness(held_out).quantile(0.01)
-    return share_of(likeness(generated) < limit, generated.rows[:, 0])
+    return share_of(likeness(generated) <= limit, generated.rows[:, 0])
 
 
 def authenticity(examples: Neighbours, train: Tensor) -> Share:
