@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.metric import Interval
-from pipeline.evaluation.neighbours import nearest
+from pipeline.evaluation.neighbours import nearest, nearest_row
 from pipeline.models.base import make_generator
 
 FEWEST_IN_CELL = 20
@@ -55,7 +55,7 @@ def data_copying(
     if cells is None:
         cells = min(MOST_CELLS, max(1, min(len(generated), len(held_out)) // EXAMPLES_PER_CELL))
     centres = k_means(train, min(cells, len(train)), seed)
-    of_generated, of_held_out, of_train = (nearest(x, centres).rows[:, 0] for x in (generated, held_out, train))
+    of_generated, of_held_out, of_train = (nearest_row(x, centres) for x in (generated, held_out, train))
     found: list[tuple[float, float, float, float]] = []
     for cell in range(len(centres)):
         ours, theirs, near = generated[of_generated == cell], held_out[of_held_out == cell], train[of_train == cell]
@@ -105,12 +105,12 @@ def k_means(x: Tensor, count: int, seed: int) -> Tensor:
     centres = x[torch.randint(len(x), (1,), generator=generator)]
     squares = torch.full((len(x),), torch.inf, dtype=torch.float64)
     while len(centres) < count:
-        squares = torch.minimum(squares, nearest(x, centres[-1:]).distances[:, 0].square())
+        squares = torch.minimum(squares, (x - centres[-1]).square().sum(1).double())
         if not bool(squares.sum() > 0):
             break
         centres = torch.cat([centres, x[torch.multinomial(squares, 1, generator=generator)]])
     for _ in range(LLOYD_STEPS):
-        cell = nearest(x, centres).rows[:, 0]
+        cell = nearest_row(x, centres)
         sizes = torch.bincount(cell, minlength=len(centres)).to(x.dtype).unsqueeze(1)
         means = torch.zeros_like(centres).index_add_(0, cell, x) / sizes.clamp(min=1)
         moved = torch.where(sizes > 0, means, centres)

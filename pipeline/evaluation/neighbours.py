@@ -12,6 +12,8 @@ from torch import Tensor
 
 CHUNK_NUMBERS = 8_000_000
 """Numbers that a chunk's arrays may hold: 64 MB of float64."""
+EXACT = 2
+"""Nearest ones whose distance is taken from the differences."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +32,8 @@ def nearest(queries: Tensor, references: Tensor, count: int = 1, exclude: Tensor
     """The `count` nearest of `references` `[T, D]` to each of `queries` `[N, D]` by Euclidean distance.
 
     `exclude` int64 `[N]` is a reference that does not count for each query: itself, where the queries are among the
-    references. Candidates are found by |q|^2 + |r|^2 - 2 q.r in the arguments' type; their distances are then taken
-    from the differences in float64, so that one of nearly zero has no rounding error of the squares.
+    references. Distances are found by |q|^2 + |r|^2 - 2 q.r in the arguments' type; the first are then taken from the
+    differences in float64, so that the one of a copy, nearly zero, has no rounding error of the squares.
 
     Raises: ValueError when there are fewer than `count` references to choose from.
     """
@@ -41,18 +43,26 @@ def nearest(queries: Tensor, references: Tensor, count: int = 1, exclude: Tensor
     centre = references.mean(0)
     queries, references = queries - centre, references - centre
     squares = references.square().sum(1)
-    size = max(1, CHUNK_NUMBERS // (len(references) + count * references.shape[1]))
+    exactly = min(count, EXACT)
+    size = max(1, CHUNK_NUMBERS // (len(references) + exactly * references.shape[1]))
     distances, rows = [], []
     for start in range(0, len(queries), size):
         chunk = queries[start : start + size]
-        closeness = torch.addmm(squares, chunk, references.T, alpha=-2)  # [n, T]
+        closeness = torch.addmm(squares, chunk, references.T, alpha=-2)  # [n, T], short of |q|^2
         if exclude is not None:
             closeness.scatter_(1, exclude[start : start + size].unsqueeze(1), torch.inf)
-        found = closeness.topk(count, dim=1, largest=False).indices  # [n, k]
-        exact = (references[found].double() - chunk.double().unsqueeze(1)).square().sum(2).sqrt()
-        ordered, order = exact.sort(dim=1, stable=True)
+        near, found = closeness.topk(count, dim=1, largest=False)  # [n, k]
+        apart = (near.double() + chunk.double().square().sum(1, keepdim=True)).clamp(min=0).sqrt()
+        for place in range(exactly):
+            apart[:, place] = (references[found[:, place]].double() - chunk.double()).square().sum(1).sqrt()
+        ordered, order = apart.sort(dim=1, stable=True)
         distances.append(ordered)
         rows.append(found.gather(1, order))
     if not distances:
         return Neighbours(torch.zeros(0, count, dtype=torch.float64), torch.zeros(0, count, dtype=torch.int64))
     return Neighbours(torch.cat(distances), torch.cat(rows))
+
+
+def nearest_row(queries: Tensor, references: Tensor) -> Tensor:
+    """The row of the nearest of `references` `[T, D]` to each of `queries` `[N, D]`, int64 `[N]`, and nothing else."""
+    return torch.addmm(references.square().sum(1), queries, references.T, alpha=-2).argmin(1)
