@@ -142,6 +142,26 @@ class Prepared:
         tail = torch.tensor([] if cut else entry["tail_tokens"], dtype=torch.int64)
         return SplitArrays(torch.from_numpy(x), torch.from_numpy(label), pa.chunked_array(ids, pa.string()), tail)
 
+    def load_rows(self, name: str, rows: Tensor) -> Tensor:
+        """The examples `[N, *shape]` of the rows int64 `[N]`, ascending, of a split; reads only the row groups that
+        hold them, one at a time.
+
+        Raises: PreparedDataError naming a shard that is missing, cannot be read, or has not the manifest's rows.
+        """
+        layout, wanted = self.layout, rows.numpy()
+        x = np.empty((len(wanted), *layout.shape), layout.loaded_dtype)
+        first = done = 0
+        for shard in self.shards(name):
+            while done < len(wanted) and wanted[done] < first + shard.rows:
+                group = int(wanted[done] - first) // shard.group_rows
+                start = first + group * shard.group_rows
+                stop = int(np.searchsorted(wanted, start + shard.rows_in(group)))
+                x[done:stop] = shard.group(group)[wanted[done:stop] - start]
+                done = stop
+            first += shard.rows
+        assert done == len(wanted), f"row {wanted[done]:,} of {first:,}"
+        return torch.from_numpy(x)
+
     def verify(self, progress: Progress = silent) -> None:
         """Compare every file of the set with the manifest: size, rows and sha256, a piece at a time in a few threads.
 

@@ -23,7 +23,7 @@ from pipeline.data.codec import Codec
 from pipeline.data.prepared import SplitArrays
 from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
-from pipeline.evaluation.metric import FEWEST_BLOCKS, Interval, Score, Sums, with_intervals
+from pipeline.evaluation.metric import FEWEST_BLOCKS, Interval, Score, Sums, require_comparable, with_intervals
 
 CHAMPION, CHALLENGER = "champion/", "challenger/"
 
@@ -62,17 +62,7 @@ def compare(metric: str, champion: Measured, challenger: Measured) -> Comparison
     Raises: ComparisonError when the scores are of different protocols, or of a score that has no better direction.
     """
     ours, theirs = challenger.score, champion.score
-    if not theirs.comparable_with(ours):
-        differing = sorted(
-            key
-            for key in theirs.protocol.keys() | ours.protocol.keys()
-            if key != "seed" and theirs.protocol.get(key) != ours.protocol.get(key)
-        )
-        shown = "; ".join(f"{key} {theirs.protocol.get(key)!r} and {ours.protocol.get(key)!r}" for key in differing)
-        raise ComparisonError(
-            f"{metric}: the champion's score and the challenger's were taken in different ways "
-            f"({shown or f'units {theirs.unit!r} and {ours.unit!r}'}); score both again on the same data"
-        )
+    require_comparable(theirs, ours, metric, "the champion's score and the challenger's")
     if ours.better is None:
         raise ComparisonError(f"{metric}: neither more nor less of it is better; set compare.metric to another score")
     if champion.blocks.keys() != challenger.blocks.keys():

@@ -23,10 +23,12 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import AtelierError, ComparisonError, CorpusError
 from pipeline.evaluation.compare import Measured, read_through
 from pipeline.evaluation.features import STAGE as EXTRACTOR_STAGE
-from pipeline.evaluation.features import ClassifierExtractor, can_extract, find_or_train_extractor
+from pipeline.evaluation.features import can_extract, find_extractors
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.likelihood import Likelihood
-from pipeline.evaluation.metric import Metric, Score, Subject, add
+from pipeline.evaluation.metric import Metric, Score, Scores, Subject, add
+from pipeline.evaluation.sample_scores import SampleScores, collected
+from pipeline.evaluation.samples import SampleFeatures
 from pipeline.generation.sampling import load_bundle
 from pipeline.models.base import Sums
 from pipeline.progress import Progress, silent
@@ -35,8 +37,10 @@ from pipeline.spec import RunSpec
 STAGE = "evaluate"
 SECONDS_BETWEEN_NEWS = 0.5
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance)}
-"""Every metric; one that does not fit a subject has no pieces and gives no scores."""
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, SampleScores)}
+"""Every metric of an evaluation; one that does not fit a subject has no pieces and gives no scores."""
+COMPARED: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance)}
+"""The metrics whose scores are sums over blocks, so that two models can be compared block by block."""
 
 
 @dataclass(frozen=True)
@@ -67,19 +71,34 @@ class Work:
         return torch.device("cuda" if self.use_gpu and torch.cuda.is_available() else "cpu")
 
 
-def evaluate(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress = silent) -> dict[str, Score]:
-    """Scores of the model in the folder `bundle`, under `<split>/<key>` (`test/nll_nats`).
+def evaluate(spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress = silent) -> Scores:
+    """Scores of the model in the folder `bundle`, under `<split>/<key>` (`test/nll_nats`), and which are refused.
 
     `spec.evaluation` decides the split, the examples and the workers; the numbers do not depend on the workers.
-    Raises: CorpusError when the held-out split is empty, PreparedDataError, RegistryError.
+    Raises: CorpusError when the held-out split is empty, PreparedDataError, RegistryError, SpecError when the extractor
+    is not there.
     """
     sums = _sums(spec, prepared, bundle, tuple(METRICS), progress)
     subject = load_subject(spec, prepared, bundle, torch.device("cpu"))
     scores: dict[str, Score] = {}
+    refused: dict[str, str] = {}
     for name, metric in METRICS.items():
         if name in sums:
             scores |= metric().finish(sums[name], subject)
-    return {f"{spec.evaluation.split}/{key}": score for key, score in scores.items()}
+        refused |= metric().refusals(subject)
+    before = f"{spec.evaluation.split}/"
+    return Scores(
+        {before + key: score for key, score in scores.items()}, {before + key: why for key, why in refused.items()}
+    )
+
+
+def collect_samples(
+    spec: RunSpec, prepared: Prepared, bundle: Path, progress: Progress = silent
+) -> SampleFeatures | None:
+    """The features of generated, held-out and training examples that `evaluate` scores; None where there are too few
+    or the examples have none. Raises: as `evaluate`."""
+    sums = _sums(spec, prepared, bundle, (SampleScores.name,), progress)[SampleScores.name]
+    return collected(sums, load_subject(spec, prepared, bundle, torch.device("cpu"))) if sums else None
 
 
 def measure(spec: RunSpec, prepared: Prepared, bundle: Path, key: str, progress: Progress = silent) -> Measured:
@@ -91,12 +110,12 @@ def measure(spec: RunSpec, prepared: Prepared, bundle: Path, key: str, progress:
     name = FrechetDistance.name if key.startswith(FrechetDistance.name) else Likelihood.name
     sums = _sums(spec, prepared, bundle, (name,), progress)
     subject = load_subject(spec, prepared, bundle, torch.device("cpu"))
-    metric = METRICS[name]()
+    metric = COMPARED[name]()
     scores = metric.finish(sums[name], subject) if sums.get(name) else {}
     if key not in scores:
         raise ComparisonError(
             f"{bundle}: the evaluation of this {subject.spec.model.family.kind} gives no {key!r} on "
-            f"{prepared.store.uri}, it gives {', '.join(scores) or 'nothing (a distance needs labels)'}; set "
+            f"{prepared.store.uri}, it gives {', '.join(scores) or 'nothing (a distance needs signals)'}; set "
             "compare.metric"
         )
     blocks = metric.blocks(sums[name], subject)
@@ -128,6 +147,7 @@ def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.
     cut = spec.evaluation.max_examples
     num_rows = len(arrays) if cut is None else min(len(arrays), cut)
     arrays, surcharge_nats = read_through(loaded.codec, prepared.codec, arrays, num_rows)
+    extractor, classifier = find_extractors(spec, prepared, device)
     return Subject(
         spec=spec,
         layout=loaded.layout,
@@ -136,21 +156,17 @@ def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.
         arrays=arrays,
         split=prepared.manifest.splits[spec.evaluation.split],
         device=device,
-        extractor=_extractor(spec, prepared, device, silent),
+        extractor=extractor,
+        classifier=classifier,
+        prepared=prepared,
         surcharge_nats=surcharge_nats,
     )
-
-
-def _extractor(
-    spec: RunSpec, prepared: Prepared, device: torch.device, progress: Progress
-) -> ClassifierExtractor | None:
-    return find_or_train_extractor(prepared, spec.evaluation.split, device, progress)
 
 
 def _news_of_work(work: Work, bundle: Path, rank: int, device: torch.device) -> Iterator[News | dict[str, Sums]]:
     """News after every piece, and at last this rank's sums by metric."""
     subject = load_subject(work.spec, work.prepared, bundle, device)
-    metrics = [METRICS[name]() for name in work.metrics]
+    metrics = [(METRICS | COMPARED)[name]() for name in work.metrics]
     counts = [len(range(rank, metric.num_pieces(subject), work.world_size)) for metric in metrics]
     done, total = 0, sum(counts)
     result: dict[str, Sums] = {}
@@ -168,7 +184,7 @@ def _sums_here(
     spec: RunSpec, prepared: Prepared, bundle: Path, metrics: tuple[str, ...], progress: Progress
 ) -> dict[str, Sums]:
     device = torch.device("cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu")
-    _extractor(spec, prepared, device, progress)
+    find_extractors(spec, prepared, device, progress)
     work = Work(spec, prepared, {}, 1, device.type == "cuda", 1, metrics)
     sums: dict[str, Sums] = {}
     for news in _news_of_work(work, bundle, 0, device):
@@ -183,10 +199,10 @@ def _sums_here(
 
 
 def _train_extractor_task(work: Work) -> Iterator[News]:
-    """Train the extractor and keep it in the prepared set, unless it is there."""
+    """Train or fetch the extractor and keep it in the prepared set, unless it is there."""
     device = work.settle()
-    yield News(EXTRACTOR_STAGE, 0, 0, "a small classifier whose features measure samples")
-    _extractor(work.spec, work.prepared, device, silent)
+    yield News(EXTRACTOR_STAGE, 0, 0, "a small network whose features measure samples")
+    find_extractors(work.spec, work.prepared, device)
 
 
 def _measure_task(work: Work, rank: int) -> Iterator[News | dict[str, Sums]]:
@@ -212,7 +228,7 @@ def _sums_by_tasks(
     options: dict[str, Any] = {"num_cpus": 1, "num_gpus": min(1.0, gpus / workers), "max_retries": 1}
     files = {path.name: path.read_bytes() for path in sorted(bundle.iterdir()) if path.is_file()}
     work = Work(spec, prepared, files, workers, gpus > 0, max(1, -(-workers // nodes)), metrics)
-    if FrechetDistance.name in metrics and can_extract(prepared.layout):
+    if {FrechetDistance.name, SampleScores.name} & set(metrics) and can_extract(prepared.layout):
         alone = Work(spec, prepared, {}, 1, gpus > 0, 1, metrics)
         _follow([ray.remote(_train_extractor_task).options(**options).remote(alone)], progress)
     shared = ray.put(work)

@@ -7,21 +7,16 @@ as many generated as real examples, and its floor between two disjoint real halv
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipeline.errors import TrainingFailedError
+from pipeline.evaluation.drawing import SETS, Chunk, chunks, features_of, set_sizes, smallest_set
+from pipeline.evaluation.intervals import within
 from pipeline.evaluation.metric import DEFINITIONS, Metric, Score, Subject, blocks_of, in_block, with_intervals
-from pipeline.models.base import SamplingOptions, Sums, make_generator
-
-BLOCKS = 10
-"""Blocks of each set that the interval is taken over."""
-FEWEST = 20
-"""Held-out examples below which no distance is given."""
-SETS = ("real_a", "real_b", "generated")
+from pipeline.models.base import Sums
 
 
 def moments(features: Tensor) -> Sums:
@@ -60,76 +55,28 @@ def _factor(covariance: Tensor) -> Tensor:
     return vectors * torch.where(values > least, values, 0.0).sqrt()
 
 
-@dataclass(frozen=True)
-class Chunk:
-    """Examples `start` to `stop` of one of the three sets, and the block they belong to."""
-
-    which: str
-    number: int
-    start: int
-    stop: int
-    block: int
-
-
 class FrechetDistance(Metric):
     """`frechet`: generated against real, the mean of the distances to two disjoint real sets; `frechet_floor`:
     between those two. Lower is better; squared distance of the extractor's features.
 
-    Protocol: m = min(evaluation.samples, half of the scored held-out rows) examples in each of the three sets, the
-    real ones the same for every run on the prepared set, unbiased covariances. Reduces by adding moments; the
-    interval is a jackknife over ten blocks of all three sets.
+    Protocol: the three sets of `drawing`, m = min(evaluation.samples, half of the scored held-out rows) examples in
+    each, the real ones the same for every run on the prepared set, unbiased covariances. Reduces by adding moments; the
+    interval is a jackknife over ten blocks of all three sets. This is the distance alone, for trials and comparisons;
+    `sample_scores` gives it together with all other scores of the same samples.
     """
 
     name = "frechet"
 
-    def set_size(self, subject: Subject) -> int:
-        """Examples in each of the two real sets and in the generated one; 0 when there are too few."""
-        if subject.extractor is None or subject.num_rows < FEWEST:
-            return 0
-        return min(subject.spec.evaluation.samples, subject.num_rows // 2)
-
-    def chunks(self, subject: Subject) -> list[Chunk]:
-        """All the work, cut by the data and the spec alone."""
-        total = self.set_size(subject)
-        if total == 0:
-            return []
-        size = min(subject.spec.evaluation.batch_size, -(-total // BLOCKS))
-        count = -(-total // size)
-        return [
-            Chunk(which, number, number * size, min((number + 1) * size, total), number * BLOCKS // max(BLOCKS, count))
-            for which in SETS
-            for number in range(count)
-        ]
+    def _chunks(self, subject: Subject) -> list[Chunk]:
+        enough = smallest_set(subject) >= DEFINITIONS["frechet"].fewest
+        return chunks(subject) if enough else []
 
     def num_pieces(self, subject: Subject) -> int:
-        return len(self.chunks(subject))
+        return len(self._chunks(subject))
 
     def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
-        if subject.extractor is None:
-            return
-        total, seed = self.set_size(subject), subject.spec.seed
-        # Not the run's seed: every run on this prepared set is compared with the same real examples.
-        order = torch.randperm(subject.num_rows, generator=make_generator(0, "evaluation-real"))
-        was_training = subject.model.training
-        subject.model.eval()
-        try:
-            for chunk in self.chunks(subject)[rank::world_size]:
-                if chunk.which == "generated":
-                    generator = make_generator(seed, "evaluation-sample", chunk.number, device=subject.device)
-                    x = subject.model.sample(chunk.stop - chunk.start, generator, SamplingOptions())
-                    if not bool(torch.isfinite(x).all()):
-                        raise TrainingFailedError(
-                            f"evaluation: samples {chunk.start} to {chunk.stop} of the model hold values that are not "
-                            "finite, so its weights are broken; train again with a lower training.lr or a clip_norm"
-                        )
-                else:
-                    first = total if chunk.which == "real_b" else 0
-                    rows = order[first + chunk.start : first + chunk.stop]
-                    x = subject.layout.to_model(subject.arrays.x[rows])
-                found = moments(subject.extractor.features(x))
-                yield in_block(chunk.block, {f"{chunk.which}/{name}": value for name, value in found.items()})
-        finally:
-            subject.model.train(was_training)
+        for chunk, features, _ in features_of(subject, self._chunks(subject)[rank::world_size]):
+            yield moments_of(chunk, features)
 
     def scoring(self, blocks: Sequence[Sums], subject: Subject) -> Callable[[Sums], dict[str, float]]:
         return distances
@@ -137,23 +84,37 @@ class FrechetDistance(Metric):
     def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
         if not sums or subject.extractor is None:
             return {}
-        extractor = subject.extractor
-        protocol = subject.protocol(
-            real=self.set_size(subject),
-            generated=self.set_size(subject),
-            extractor=extractor.name,
-            extractor_sha256=extractor.sha256,
-        )
-        if extractor.accuracy is not None:
-            protocol["extractor_accuracy"] = round(extractor.accuracy, 4)
-        scores: dict[str, Score] = {}
-        for name, (value, interval) in with_intervals(blocks_of(sums), distances).items():
-            # A distance is not negative, though rounding and a symmetric interval may be.
-            bounds = None if interval is None else (max(0.0, interval[0]), interval[1])
-            scores[name] = Score(
-                max(0.0, value), DEFINITIONS[name].unit, DEFINITIONS[name].better, dict(protocol), bounds
-            )
-        return scores
+        return frechet_scores(blocks_of(sums), sample_protocol(subject), smallest_set(subject))
+
+
+def sample_protocol(subject: Subject) -> dict[str, Any]:
+    """What every score of samples says of how it was taken."""
+    extractor, sizes = subject.extractor, set_sizes(subject)
+    assert extractor is not None
+    protocol = subject.protocol(
+        real=sizes["real_a"] + sizes["real_b"],
+        generated=sizes["generated"],
+        extractor=extractor.name,
+        extractor_sha256=extractor.sha256,
+    )
+    if extractor.accuracy is not None:
+        protocol["extractor_accuracy"] = round(extractor.accuracy, 4)
+    return protocol
+
+
+def moments_of(chunk: Chunk, features: Tensor) -> Sums:
+    """The moments of a chunk's features, under names of its set and block."""
+    found = moments(features)
+    return in_block(chunk.block, {f"{chunk.which}/{name}": value for name, value in found.items()})
+
+
+def frechet_scores(blocks: Sequence[Sums], protocol: Mapping[str, Any], examples: int) -> dict[str, Score]:
+    """The distance and its floor from the moments of all blocks."""
+    return {
+        # A distance is not negative, though rounding and a symmetric interval may be.
+        name: DEFINITIONS[name].score(within((max(0.0, value), interval), 0.0), protocol, examples)
+        for name, (value, interval) in with_intervals(blocks, distances).items()
+    }
 
 
 def distances(sums: Sums) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What a score is, and the one contract of every metric: sums that add up over workers, then scores.
+"""The one contract of every metric: sums that add up over workers, then scores.
 
 Plain PyTorch, on any worker. A metric yields `Sums` for the pieces of work that fall to its rank; the pieces are
 cut by the data alone, so the total does not depend on the number of workers. The driver adds them and `finish`es.
@@ -6,67 +6,52 @@ cut by the data alone, so the total does not depend on the number of workers. Th
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from pipeline.code_version import code_version
 from pipeline.data.codec import Codec
 from pipeline.data.layout import Layout
-from pipeline.data.prepared import SplitArrays
+from pipeline.data.prepared import Prepared, SplitArrays
+from pipeline.evaluation.diversity import DEFINITIONS_OF_DIVERSITY
+from pipeline.evaluation.intervals import FEWEST_BLOCKS, Estimate, Interval, jackknife, student_t_975
+from pipeline.evaluation.kernel_distance import DEFINITIONS_OF_KERNEL_DISTANCE
+from pipeline.evaluation.manifolds import DEFINITIONS_OF_MANIFOLDS
+from pipeline.evaluation.score import Better, Definition, Score, Scores, differences, require_comparable
 from pipeline.models.base import GenerativeModel, Sums
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
 
 if TYPE_CHECKING:
-    from pipeline.evaluation.features import Extractor
+    from pipeline.evaluation.features import ClassifierExtractor, Extractor
 
-Better = Literal["lower", "higher"]
-Interval = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Score:
-    """A number with what it takes to compare it: unit, better direction, protocol and a 95% interval.
-
-    The interval is over held-out and generated examples (the seed of the training is fixed). Scores whose
-    protocols differ are not comparable.
-    """
-
-    value: float
-    unit: str = ""
-    better: Better | None = None
-    protocol: dict[str, Any] = field(default_factory=dict)
-    interval: Interval | None = None
-
-    def comparable_with(self, other: Score) -> bool:
-        """Whether both were taken in the same way: the same unit and the same protocol but for the seed."""
-        ours, theirs = ({**score.protocol, "seed": None} for score in (self, other))
-        return self.unit == other.unit and ours == theirs
-
-    def as_dict(self) -> dict[str, Any]:
-        """Of JSON types."""
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Score:
-        """Undo `as_dict`, also after JSON."""
-        interval = values.get("interval")
-        return cls(**{**values, "interval": tuple(interval) if interval else None})
-
-
-@dataclass(frozen=True)
-class Definition:
-    """How a score is called, measured and read. `reading` is for someone who meets it for the first time."""
-
-    title: str
-    unit: str
-    better: Better | None
-    reading: str
-
+__all__ = [
+    "DEFINITIONS",
+    "FEWEST_BLOCKS",
+    "Better",
+    "Definition",
+    "Estimate",
+    "Interval",
+    "Metric",
+    "Score",
+    "Scores",
+    "Subject",
+    "Sums",
+    "add",
+    "blocks_of",
+    "differences",
+    "in_block",
+    "jackknife",
+    "numbered_blocks",
+    "require_comparable",
+    "student_t_975",
+    "total_of",
+    "with_intervals",
+]
 
 DEFINITIONS: dict[str, Definition] = {
     "nll_nats": Definition(
@@ -139,9 +124,11 @@ DEFINITIONS: dict[str, Definition] = {
         "Fréchet distance",
         "squared feature distance",
         "lower",
-        "Distance between Gaussians fitted to features of real and generated examples. The features come from a small "
-        "classifier of this very corpus, so this is not an Inception FID: compare it with the floor below and with "
-        "runs on the same prepared data.",
+        "Distance between Gaussians fitted to features of real and generated examples. The features are the "
+        "extractor's that is named below, and unless another is configured that is a small network of this very "
+        "corpus: it is not an Inception FID. Compare it with its floor and with runs on the same prepared data.",
+        fewest=10,
+        enough=1000,
     ),
     "frechet_floor": Definition(
         "Fréchet floor",
@@ -149,17 +136,23 @@ DEFINITIONS: dict[str, Definition] = {
         None,
         "The same distance between two disjoint halves of real examples, as many as above: what a perfect model "
         "would score.",
+        fewest=10,
+        enough=1000,
     ),
+    **DEFINITIONS_OF_KERNEL_DISTANCE,
+    **DEFINITIONS_OF_MANIFOLDS,
+    **DEFINITIONS_OF_DIVERSITY,
 }
 """Every score by its key without the split's prefix."""
 
 
 @dataclass
 class Subject:
-    """What is measured: a model with the held-out split, and the extractor where the corpus allows one.
+    """What is measured: a model with the held-out split, and the extractor where the examples allow one.
 
-    `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `surcharge_nats` is what
-    a model that reads the split through another vocabulary is charged in all (see `compare`).
+    `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `classifier` is the
+    corpus's own, where it has labels. `surcharge_nats` is what a model that reads the split through another vocabulary
+    is charged in all (see `compare`). `prepared` is the set that training examples are read from.
     """
 
     spec: RunSpec
@@ -171,6 +164,8 @@ class Subject:
     device: torch.device
     extractor: Extractor | None = None
     surcharge_nats: float = 0.0
+    classifier: ClassifierExtractor | None = None
+    prepared: Prepared | None = None
 
     @property
     def num_rows(self) -> int:
@@ -181,7 +176,14 @@ class Subject:
 
     def protocol(self, **more: Any) -> dict[str, Any]:
         """What every score of this subject says of how it was taken."""
-        return {"split": self.spec.evaluation.split, "examples": self.num_rows, "seed": self.spec.seed, **more}
+        return {
+            "split": self.spec.evaluation.split,
+            "examples": self.num_rows,
+            "prepared": None if self.prepared is None else self.prepared.key,
+            "seed": self.spec.seed,
+            "code": code_version(),
+            **more,
+        }
 
 
 class Metric(ABC):
@@ -208,6 +210,10 @@ class Metric(ABC):
     @abstractmethod
     def finish(self, sums: Sums, subject: Subject) -> dict[str, Score]:
         """Scores, under keys without the split's prefix, from the sums of all ranks."""
+
+    def refusals(self, subject: Subject) -> dict[str, str]:
+        """The scores that `finish` leaves out because too few examples are at hand, each with the reason in words."""
+        return {}
 
     def measure(self, subject: Subject, rank: int = 0, world_size: int = 1, progress: Progress = silent) -> Sums:
         """The sums of this rank's pieces."""
@@ -253,39 +259,14 @@ def total_of(blocks: Sequence[Sums]) -> Sums:
     return total
 
 
-FEWEST_BLOCKS = 5
-"""With fewer blocks than this a standard error says too little to be shown."""
-
-
-def with_intervals(
-    blocks: Sequence[Sums], scores: Callable[[Sums], dict[str, float]]
-) -> dict[str, tuple[float, Interval | None]]:
+def with_intervals(blocks: Sequence[Sums], scores: Callable[[Sums], dict[str, float]]) -> dict[str, Estimate]:
     """Scores of all blocks together, each with its 95% interval by the delete-one-block jackknife.
 
-    Blocks should be of about equal size. Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap,
-    eq. 11.5.
+    Blocks should be of about equal size.
     """
     values = scores(total_of(blocks))
     count = len(blocks)
     if count < FEWEST_BLOCKS:
         return {name: (value, None) for name, value in values.items()}
     without = [scores(total_of([*blocks[:block], *blocks[block + 1 :]])) for block in range(count)]
-    result: dict[str, tuple[float, Interval | None]] = {}
-    for name, value in values.items():
-        left_out = [scores_[name] for scores_ in without]
-        mean = math.fsum(left_out) / count
-        error = math.sqrt((count - 1) / count * math.fsum((other - mean) ** 2 for other in left_out))
-        half = student_t_975(count - 1) * error
-        result[name] = (value, (value - half, value + half) if math.isfinite(half) else None)
-    return result
-
-
-def student_t_975(degrees: int) -> float:
-    """The 97.5% quantile of Student's t, to 0.3% from 4 degrees on (Abramowitz and Stegun 1964, eq. 26.7.5)."""
-    z = 1.959963984540054
-    return (
-        z
-        + (z**3 + z) / (4 * degrees)
-        + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * degrees**2)
-        + (3 * z**7 + 19 * z**5 + 17 * z**3 - 15 * z) / (384 * degrees**3)
-    )
+    return {name: jackknife(value, [scores_[name] for scores_ in without]) for name, value in values.items()}

@@ -14,7 +14,6 @@ import os
 import platform
 import socket
 import sqlite3
-import subprocess
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 import pipeline
+from pipeline.code_version import git_commit, git_modified
 from pipeline.errors import TrackingError
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
@@ -280,20 +280,11 @@ def versions() -> dict[str, str]:
     for package in VERSIONED_PACKAGES:
         with contextlib.suppress(importlib.metadata.PackageNotFoundError):
             found[package] = importlib.metadata.version(package)
-    commit = _git("rev-parse", "HEAD")
+    commit = git_commit()
     if commit:
         found["git_commit"] = commit
-        found["git_dirty"] = str(bool(_git("status", "--porcelain", "--", "."))).lower()
+        found["git_dirty"] = str(git_modified()).lower()
     return found
-
-
-def _git(*arguments: str) -> str:
-    folder = str(Path(pipeline.__file__).parent)
-    try:
-        result = subprocess.run(["git", "-C", folder, *arguments], capture_output=True, text=True, timeout=10)
-    except (OSError, subprocess.TimeoutExpired):
-        return ""
-    return result.stdout.strip() if result.returncode == 0 else ""
 
 
 # --- reading ------------------------------------------------------------------------------------------------

@@ -50,6 +50,13 @@ from pipeline.spec.data import (
     WaveformCodecSpec,
     gives_split,
 )
+from pipeline.spec.evaluation import (
+    AnyExtractorSpec,
+    CorpusExtractorSpec,
+    EvaluationSpec,
+    NetworkInputSpec,
+    TorchScriptExtractorSpec,
+)
 from pipeline.spec.model import (
     AnyBackboneSpec,
     AnyFamilySpec,
@@ -62,7 +69,6 @@ from pipeline.spec.model import (
     VaeSpec,
 )
 from pipeline.spec.run import (
-    EvaluationSpec,
     RegistrySpec,
     RunSpec,
     TrackingSpec,
@@ -72,6 +78,7 @@ from pipeline.spec.run import (
 __all__ = [
     "AnyBackboneSpec",
     "AnyCodecSpec",
+    "AnyExtractorSpec",
     "AnyFamilySpec",
     "AnySource",
     "AudioCleaningSpec",
@@ -81,6 +88,7 @@ __all__ = [
     "CharactersCodecSpec",
     "CleaningSpec",
     "ConvBackboneSpec",
+    "CorpusExtractorSpec",
     "CsvSource",
     "DataSpec",
     "DuplicatesSpec",
@@ -98,6 +106,7 @@ __all__ = [
     "ModelSpec",
     "MuLawCodecSpec",
     "NamedFiles",
+    "NetworkInputSpec",
     "NpzSource",
     "ParquetSource",
     "PersonalData",
@@ -113,6 +122,7 @@ __all__ = [
     "TarSource",
     "TextCleaningSpec",
     "TextCodecSpec",
+    "TorchScriptExtractorSpec",
     "TrackingSpec",
     "TrainedCodecSpec",
     "TrainingSpec",

@@ -18,6 +18,7 @@ from pipeline.spec.data import (
     TextCodecSpec,
     gives_split,
 )
+from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.model import ConvBackboneSpec, ModelSpec
 
 
@@ -72,21 +73,6 @@ class TrainingSpec(Strict):
                 f"{self.num_workers}; {near} is the nearest below"
             )
         return self
-
-
-class EvaluationSpec(Strict):
-    """How a model is scored on the held-out split.
-
-    `nll_samples` is L of the importance-weighted bound (Burda et al. 2016, eq. 8); `samples` the number of
-    generated examples for distances between distributions; `max_examples` cuts the held-out split.
-    """
-
-    split: Literal["test", "validation"] = "test"
-    max_examples: Annotated[int | None, Field(ge=1)] = None
-    batch_size: Count = 200
-    nll_samples: Count = 200
-    samples: Annotated[int, Field(ge=2)] = 1000
-    num_workers: Count = 1
 
 
 class TrackingSpec(Strict):

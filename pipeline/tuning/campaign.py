@@ -86,10 +86,10 @@ def tune_job(
                 )
             measures_features = needs_extractor(campaign, prepared.layout)
             if measures_features:
-                from pipeline.evaluation.features import find_or_train_extractor
+                from pipeline.evaluation.features import find_extractors
 
-                progress("extractor", 0, None, "a small classifier whose features measure samples")
-                find_or_train_extractor(prepared)
+                progress("extractor", 0, None, "a small network whose features measure samples")
+                find_extractors(campaign.base, prepared)
         ledger = Ledger(store, campaign_key(store, campaign.spec.name, _identity(campaign, prepared)))
         run_id = start_or_continue_run(
             tracking,

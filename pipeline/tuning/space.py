@@ -284,14 +284,14 @@ def _wrong_values(spec: CampaignSpec, base: RunSpec) -> list[str]:
 
 
 def needs_extractor(campaign: Campaign, layout: Layout) -> bool:
-    """Whether the objective is a distance between features. Raises: SpecError when the corpus has no labels."""
+    """Whether the objective is a distance between features. Raises: SpecError when there are none."""
     from pipeline.evaluation.features import can_extract
 
     if campaign.objective != PREFIX + "frechet":
         return False
     if not can_extract(layout):
         raise SpecError(
-            f"{campaign.spec.name}: objective {campaign.objective!r} needs a corpus of signals with labels, from which "
-            "its features are learned; set objective to validation/wasserstein"
+            f"{campaign.spec.name}: objective {campaign.objective!r} needs signals, from which its features are "
+            "learned, and the codec makes tokens; set objective to validation/wasserstein"
         )
     return True

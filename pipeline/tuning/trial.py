@@ -17,7 +17,7 @@ from ray import tune
 
 from pipeline.data.prepared import Prepared, open_prepared
 from pipeline.errors import AtelierError, NonFiniteLossError
-from pipeline.evaluation.features import find_or_train_extractor
+from pipeline.evaluation.features import find_extractors
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.metric import Subject
 from pipeline.progress import silent
@@ -92,7 +92,7 @@ class TrialHooks:
         """None: trials are short, and one that was cut off starts again."""
 
     def _frechet(self) -> float:
-        """The Fréchet distance of samples to the validation split, in the space of the corpus's own classifier."""
+        """The Fréchet distance of samples to the validation split, in the space of the spec's extractor."""
         with self.session.stepper.averaged_weights() as model:
             assert self.session.held_out is not None
             subject = Subject(
@@ -103,7 +103,8 @@ class TrialHooks:
                 arrays=self.session.held_out,
                 split=self.prepared.manifest.splits["validation"],
                 device=self.session.stepper.device,
-                extractor=find_or_train_extractor(self.prepared, device=self.session.stepper.device),
+                extractor=find_extractors(self.session.spec, self.prepared, self.session.stepper.device)[0],
+                prepared=self.prepared,
             )
             metric = FrechetDistance()
             return metric.finish(metric.measure(subject), subject)["frechet"].value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,9 @@ from pipeline.data.codec import make_codec
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, Manifest
 from pipeline.data.prepared import Prepared
 from pipeline.data.shards import ShardWriter
+from pipeline.evaluation import features
+from pipeline.evaluation.extractors.autoencoder import AutoencoderConfig
+from pipeline.evaluation.extractors.classifier import ClassifierConfig
 from pipeline.generation.sampling import save_bundle
 from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec
@@ -36,6 +40,13 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short_extractors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The corpus's extractors trained for a few steps, in this process only."""
+    for name, config in (("ClassifierConfig", ClassifierConfig), ("AutoencoderConfig", AutoencoderConfig)):
+        monkeypatch.setattr(features, name, functools.partial(config, steps=20, batch_size=16))
 
 
 @pytest.fixture

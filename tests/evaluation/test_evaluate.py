@@ -10,29 +10,30 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import CorpusError
 from pipeline.evaluation import evaluate as room
 from pipeline.evaluation.evaluate import evaluate
-from pipeline.evaluation.features import ClassifierConfig, find_or_train_extractor
 from tests.evaluation.conftest import MLP, PICTURES, RECURRENT, SOUNDS, WINDOWS, pictures, tones
 
 VAE = {"kind": "vae", "latent_size": 4}
 GAN = {"kind": "gan", "latent_size": 4}
 RNN = {"kind": "rnn"}
-FRECHET = {"test/frechet", "test/frechet_floor"}
+SAMPLES = {"test/frechet", "test/frechet_floor", "test/kid", "test/kid_floor"} | {
+    f"test/{name}{of_real}"
+    for name in ("precision", "recall", "density", "coverage", "vendi_score", "inception_score")
+    for of_real in ("", "_ceiling")
+}
 LIKELIHOOD = {"test/nll_nats", "test/elbo_nats", "test/kl_nats", "test/reconstruction_mse", "test/active_units"}
 
 
 @pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    """With a short extractor, also where another test of the session has started Ray."""
-    config = ClassifierConfig(steps=20, batch_size=16)
-    monkeypatch.setattr(room, "find_or_train_extractor", lambda *args: find_or_train_extractor(*args, config=config))
+def in_this_process(monkeypatch, short_extractors):
+    """Also where another test of the session has started Ray."""
     monkeypatch.setattr(room.ray, "is_initialized", lambda: False)
 
 
 @pytest.mark.parametrize(
     ("codec", "family", "backbone", "keys"),
     [
-        (PICTURES, VAE, MLP, LIKELIHOOD | FRECHET),
-        (SOUNDS, GAN, MLP, {"test/wasserstein"} | FRECHET),
+        (PICTURES, VAE, MLP, LIKELIHOOD | SAMPLES),
+        (SOUNDS, GAN, MLP, {"test/wasserstein"} | SAMPLES),
         (
             WINDOWS,
             RNN,

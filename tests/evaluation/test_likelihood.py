@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from pipeline.code_version import code_version
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import SplitArrays
 from pipeline.evaluation.evaluate import load_subject
@@ -22,7 +23,7 @@ from pipeline.evaluation.likelihood import (
 )
 from pipeline.evaluation.metric import add
 from pipeline.models import build_model
-from tests.evaluation.conftest import DOCUMENTS, MLP, PICTURES, RECURRENT, WINDOWS, pictures
+from tests.evaluation.conftest import DOCUMENTS, KEY, MLP, PICTURES, RECURRENT, WINDOWS, pictures
 
 RNN = {"kind": "rnn"}
 VAE = {"kind": "vae", "latent_size": 4, "binarise": "dynamic"}
@@ -154,6 +155,8 @@ def test_max_examples_cuts_the_split_and_its_characters(spec_of, prepare_small, 
     assert scores["nats_per_token"].protocol == {
         "split": "test",
         "examples": 5,
+        "prepared": KEY,
+        "code": code_version(),
         "seed": 0,
         "characters": 39,
     }
