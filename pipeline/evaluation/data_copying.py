@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metric import Interval
+from pipeline.evaluation.intervals import Interval
 from pipeline.evaluation.neighbours import nearest, nearest_row
 from pipeline.models.base import make_generator
 

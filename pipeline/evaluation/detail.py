@@ -11,7 +11,8 @@ import math
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metric import Definition, Interval
+from pipeline.evaluation.intervals import Estimate, Interval
+from pipeline.evaluation.score import Definition
 
 HELD_OUT = "_held_out"
 Z_975 = 1.959963984540054
@@ -56,7 +57,7 @@ def roughness(x: Tensor) -> Tensor:
     return torch.where(variance > 0, torch.stack(squares).mean(0) / (2 * variance), 0.0)
 
 
-def measure_detail(generated: Tensor, held_out: Tensor) -> dict[str, tuple[float, Interval]]:
+def measure_detail(generated: Tensor, held_out: Tensor) -> dict[str, Estimate]:
     """Value and 95% interval of each score in `DEFINITIONS_OF_DETAIL`, of examples `[N, C, *space]` of a layout."""
     return {
         key + suffix: median(of(x))

@@ -9,7 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from pipeline.evaluation.metric import Interval, Score
+from pipeline.evaluation.intervals import Estimate, Interval
+from pipeline.evaluation.score import Score
 
 COMPANIONS = ("_held_out", "_ceiling", "_floor")
 """What is added to a score's key for the same score of real examples."""
@@ -25,7 +26,7 @@ class Evidence:
     held_out_interval: Interval | None
 
 
-def evidence_of_values(values: Mapping[str, tuple[float, Interval | None]]) -> dict[str, Evidence]:
+def evidence_of_values(values: Mapping[str, Estimate]) -> dict[str, Evidence]:
     """The evidence in values and intervals by key: every one that has a companion."""
     return {
         key: Evidence(*value, *values[key + companion])

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 
 from pipeline.evaluation.data_copying import DataCopying, data_copying
-from pipeline.evaluation.metric import Definition, Interval
+from pipeline.evaluation.intervals import Estimate, Interval, binomial
 from pipeline.evaluation.neighbours import Neighbours, nearest
+from pipeline.evaluation.score import Definition
 from pipeline.models.base import make_generator
 
 NEIGHBOURS = 50
@@ -156,7 +157,7 @@ class Novelty:
     different: int
     pairs: tuple[Pair, ...]
 
-    def values(self, prefix: str = "") -> dict[str, tuple[float, Interval]]:
+    def values(self, prefix: str = "") -> dict[str, Estimate]:
         """Value and 95% interval of each of `DEFINITIONS_OF_NOVELTY` whose key begins with `prefix`, "" or `SIGNAL`."""
         shares = {
             **self.nearness.closer_than,
@@ -288,13 +289,4 @@ def share_of(hits: Tensor, groups: Tensor | None = None) -> Share:
     """
     total = len(hits) if groups is None else len(groups.unique())
     value = float(hits.double().mean())
-    return Share(value, binomial_interval(value * total, total))
-
-
-def binomial_interval(successes: float, total: float) -> Interval:
-    """The exact 95% interval of a share (Clopper and Pearson 1934), also for counts that are not whole."""
-    from scipy.special import betaincinv  # takes a moment, which nobody else should wait for
-
-    low = 0.0 if successes <= 0 else float(betaincinv(successes, total - successes + 1, 0.025))
-    high = 1.0 if successes >= total else float(betaincinv(successes + 1, total - successes, 0.975))
-    return low, high
+    return Share(value, binomial(value * total, total))

@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pipeline.evaluation.metric import Definition, Interval
+from pipeline.evaluation.intervals import Estimate, binomial
 from pipeline.evaluation.neighbours import nearest
-from pipeline.evaluation.novelty import SIGNAL, Share, binomial_interval
+from pipeline.evaluation.novelty import SIGNAL
+from pipeline.evaluation.score import Definition
 
 HELD_OUT = "_held_out"
 
@@ -52,7 +53,7 @@ def likeness_to_another(x: Tensor) -> Tensor:
     return torch.where(around > 0, own / around, 0.0)
 
 
-def measure_repeats(generated: Tensor, held_out: Tensor, prefix: str = "") -> dict[str, tuple[float, Interval]]:
+def measure_repeats(generated: Tensor, held_out: Tensor, prefix: str = "") -> dict[str, Estimate]:
     """Value and 95% interval of each score in `DEFINITIONS_OF_REPEATS` that begins with `prefix`, "" or `SIGNAL`.
 
     Of the first examples `[N, D]` of each, as many as the smaller set has; at least 20. Repeats come in pairs, so the
@@ -62,12 +63,8 @@ def measure_repeats(generated: Tensor, held_out: Tensor, prefix: str = "") -> di
     ours, theirs = likeness_to_another(generated[:count]), likeness_to_another(held_out[:count])
     limit = theirs.quantile(0.01)
     shares = {"repeated_share": ours, "repeated_share_held_out": theirs}
-    return {
-        prefix + key: (share.value, share.interval)
-        for key, share in ((key, _share_of_pairs(values <= limit)) for key, values in shares.items())
-    }
-
-
-def _share_of_pairs(hits: Tensor) -> Share:
-    value, pairs = float(hits.double().mean()), len(hits) / 2
-    return Share(value, binomial_interval(value * pairs, pairs))
+    found: dict[str, Estimate] = {}
+    for key, values in shares.items():
+        share = float((values <= limit).double().mean())
+        found[prefix + key] = share, binomial(share * count / 2, count / 2)
+    return found

@@ -128,8 +128,8 @@ RULES: tuple[Rule, ...] = (
         "new",
         "copies",
         (Limit("copied_share", "above", towards(1.0, 0.15), "share of long n-grams found in the training texts"),),
-        "Stock phrases are found for held-out texts too; 15% of the rest of the text on top of that is memorised. Texts "
-        "of the commonest turns, or of a few outputs, may have more of these by chance.",
+        "Stock phrases are found for held-out texts too; 15% of the rest of the text on top of that is memorised. "
+        "Texts of the commonest turns, or of a few outputs, may have more of these by chance.",
         unless=("blurred", "collapsed"),
     ),
     Rule(

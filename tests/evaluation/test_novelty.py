@@ -8,12 +8,12 @@ import pytest
 import torch
 from scipy import stats
 
+from pipeline.evaluation.intervals import binomial
 from pipeline.evaluation.neighbours import nearest
 from pipeline.evaluation.novelty import (
     DEFINITIONS_OF_NOVELTY,
     SIGNAL,
     authenticity,
-    binomial_interval,
     closest_pairs,
     likeness,
     measure_novelty,
@@ -145,11 +145,11 @@ def test_the_same_seed_gives_the_same_and_order_of_training_examples_is_only_a_n
 @pytest.mark.parametrize(("hits", "total"), [(0, 10), (3, 10), (10, 10), (17, 400)])
 def test_binomial_interval_is_that_of_clopper_and_pearson(hits, total):
     expected = stats.binomtest(hits, total).proportion_ci(method="exact")
-    assert binomial_interval(hits, total) == pytest.approx((expected.low, expected.high))
+    assert binomial(hits, total) == pytest.approx((expected.low, expected.high))
 
 
 def test_examples_of_one_group_count_once_in_the_interval():
     hits = torch.tensor([True, False]).repeat_interleave(50)
     groups = torch.arange(100) // 10
-    assert share_of(hits, groups).interval == pytest.approx(binomial_interval(5, 10))
-    assert share_of(hits).interval == pytest.approx(binomial_interval(50, 100))
+    assert share_of(hits, groups).interval == pytest.approx(binomial(5, 10))
+    assert share_of(hits).interval == pytest.approx(binomial(50, 100))
