@@ -27,6 +27,7 @@ from pipeline.evaluation.features import ClassifierExtractor, can_extract, find_
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.likelihood import Likelihood
 from pipeline.evaluation.metric import Metric, Score, Subject, add
+from pipeline.evaluation.text_samples import TextSamples
 from pipeline.generation.sampling import load_bundle
 from pipeline.models.base import Sums
 from pipeline.progress import Progress, silent
@@ -35,7 +36,7 @@ from pipeline.spec import RunSpec
 STAGE = "evaluate"
 SECONDS_BETWEEN_NEWS = 0.5
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance)}
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance, TextSamples)}
 """Every metric; one that does not fit a subject has no pieces and gives no scores."""
 
 
@@ -138,6 +139,7 @@ def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.
         device=device,
         extractor=_extractor(spec, prepared, device, silent),
         surcharge_nats=surcharge_nats,
+        prepared=prepared,
     )
 
 

@@ -16,7 +16,7 @@ import torch
 
 from pipeline.data.codec import Codec
 from pipeline.data.layout import Layout
-from pipeline.data.prepared import SplitArrays
+from pipeline.data.prepared import Prepared, SplitArrays
 from pipeline.models.base import GenerativeModel, Sums
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
@@ -29,11 +29,28 @@ Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A score over what it depends on (`along`, as "temperature"): `x`, the values there and their 95% intervals."""
+
+    along: str
+    x: tuple[float, ...]
+    values: tuple[float, ...]
+    intervals: tuple[Interval | None, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Curve:
+        """Undo `asdict`, also after JSON."""
+        intervals = tuple(tuple(interval) if interval else None for interval in values["intervals"])
+        return cls(values["along"], tuple(values["x"]), tuple(values["values"]), intervals)
+
+
+@dataclass(frozen=True)
 class Score:
     """A number with what it takes to compare it: unit, better direction, protocol and a 95% interval.
 
     The interval is over held-out and generated examples (the seed of the training is fixed). Scores whose
-    protocols differ are not comparable.
+    protocols differ are not comparable. `curve` is the score over what it was also taken at, and `shown` are examples
+    that stand behind the number, of JSON types: both are for the reader of a report, neither is compared.
     """
 
     value: float
@@ -41,6 +58,8 @@ class Score:
     better: Better | None = None
     protocol: dict[str, Any] = field(default_factory=dict)
     interval: Interval | None = None
+    curve: Curve | None = None
+    shown: tuple[dict[str, Any], ...] = ()
 
     def comparable_with(self, other: Score) -> bool:
         """Whether both were taken in the same way: the same unit and the same protocol but for the seed."""
@@ -54,8 +73,15 @@ class Score:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Score:
         """Undo `as_dict`, also after JSON."""
-        interval = values.get("interval")
-        return cls(**{**values, "interval": tuple(interval) if interval else None})
+        interval, curve = values.get("interval"), values.get("curve")
+        return cls(
+            **{
+                **values,
+                "interval": tuple(interval) if interval else None,
+                "curve": Curve.from_dict(curve) if curve else None,
+                "shown": tuple(values.get("shown", ())),
+            }
+        )
 
 
 @dataclass(frozen=True)
@@ -159,7 +185,8 @@ class Subject:
     """What is measured: a model with the held-out split, and the extractor where the corpus allows one.
 
     `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `surcharge_nats` is what
-    a model that reads the split through another vocabulary is charged in all (see `compare`).
+    a model that reads the split through another vocabulary is charged in all (see `compare`). `prepared` is the set
+    that the split is of, for what looks at its training split as well.
     """
 
     spec: RunSpec
@@ -171,6 +198,7 @@ class Subject:
     device: torch.device
     extractor: Extractor | None = None
     surcharge_nats: float = 0.0
+    prepared: Prepared | None = None
 
     @property
     def num_rows(self) -> int:

@@ -78,7 +78,8 @@ class EvaluationSpec(Strict):
     """How a model is scored on the held-out split.
 
     `nll_samples` is L of the importance-weighted bound (Burda et al. 2016, eq. 8); `samples` the number of
-    generated examples for distances between distributions; `max_examples` cuts the held-out split.
+    generated examples for distances between distributions; `max_examples` cuts the held-out split. Texts are drawn at
+    each of `temperatures`; those at the one nearest to 1 are held against the training split as well.
     """
 
     split: Literal["test", "validation"] = "test"
@@ -86,6 +87,7 @@ class EvaluationSpec(Strict):
     batch_size: Count = 200
     nll_samples: Count = 200
     samples: Annotated[int, Field(ge=2)] = 1000
+    temperatures: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0.7, 1.0, 1.3)
     num_workers: Count = 1
 
 
