@@ -97,14 +97,9 @@ def test_every_statistic_has_a_value_for_held_out_text_and_an_interval_around_bo
 
 def test_what_is_said_again_is_no_further_evidence():
     training, held_out = made()
-    text = find_copies([training[0], held_out[0]], [training], 10, True)
-    once, often = (
-        newness([training[0], held_out[0]], text),
-        newness(
-            [training[0]] * 50 + [held_out[0]] * 50,
-            find_copies([training[0]] * 50 + [held_out[0]] * 50, [training], 10, True),
-        ),
-    )
+    texts = [training[0], held_out[0]]
+    repeated = [text for text in texts for _ in range(50)]
+    once, often = (newness(some, find_copies(some, [training], 10, True)) for some in (texts, repeated))
     assert once == often
 
 
