@@ -16,6 +16,10 @@ COMPANIONS = ("_held_out", "_ceiling", "_floor")
 """What is added to a score's key for the same score of real examples."""
 
 
+GRAM = "gram_characters"
+"""Under this key, how many characters the n-grams have that a text was searched for; from the scores' protocol."""
+
+
 @dataclass(frozen=True)
 class Evidence:
     """A statistic of generated examples, its 95% interval, and the same of held-out ones: plain numbers."""
@@ -24,6 +28,11 @@ class Evidence:
     interval: Interval | None
     held_out: float
     held_out_interval: Interval | None
+
+
+def exactly(value: float) -> Evidence:
+    """Evidence that is no estimate, and the same for all."""
+    return Evidence(value, (value, value), value, (value, value))
 
 
 def evidence_of_values(values: Mapping[str, Estimate]) -> dict[str, Evidence]:
@@ -38,10 +47,8 @@ def evidence_of_values(values: Mapping[str, Estimate]) -> dict[str, Evidence]:
 
 def evidence_of(scores: Mapping[str, Score], prefix: str = "") -> dict[str, Evidence]:
     """The evidence in scores, whose keys begin with their split's `prefix` (`test/`); under keys without it."""
-    return evidence_of_values(
-        {
-            key.removeprefix(prefix): (score.value, score.interval)
-            for key, score in scores.items()
-            if key.startswith(prefix)
-        }
-    )
+    own = {key.removeprefix(prefix): score for key, score in scores.items() if key.startswith(prefix)}
+    found = evidence_of_values({key: (score.value, score.interval) for key, score in own.items()})
+    if "copied_share" in own and GRAM in own["copied_share"].protocol:
+        found[GRAM] = exactly(own["copied_share"].protocol[GRAM])
+    return found

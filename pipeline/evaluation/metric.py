@@ -22,7 +22,7 @@ from pipeline.evaluation.intervals import FEWEST_BLOCKS, Estimate, Interval, jac
 from pipeline.evaluation.kernel_distance import DEFINITIONS_OF_KERNEL_DISTANCE
 from pipeline.evaluation.manifolds import DEFINITIONS_OF_MANIFOLDS
 from pipeline.evaluation.sample_novelty import DEFINITIONS_OF_SAMPLE_NOVELTY
-from pipeline.evaluation.score import Better, Definition, Score, Scores, differences, require_comparable
+from pipeline.evaluation.score import Better, Curve, Definition, Score, Scores, differences, require_comparable
 from pipeline.models.base import GenerativeModel, Sums
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
@@ -34,6 +34,7 @@ __all__ = [
     "DEFINITIONS",
     "FEWEST_BLOCKS",
     "Better",
+    "Curve",
     "Definition",
     "Estimate",
     "Interval",

@@ -12,12 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from pipeline.evaluation.evidence import Evidence
+from pipeline.evaluation.evidence import GRAM, Evidence
 
 Question = Literal["good", "varied", "new"]
 Answer = Literal["yes", "no", "unclear"]
 Finding = Literal["noise", "collapsed", "blurred", "copies"]
+BITS = "bits per character to a model of held-out text"
+COPIED = "share of long n-grams found in the training texts"
+SHORT_GRAM = 11
+"""Characters of n-grams that an honest model gives again."""
 QUESTIONS: tuple[Question, ...] = ("good", "varied", "new")
+
+
+LimitOf = Callable[[float, Mapping[str, Evidence]], float]
+"""A limit from the statistic's held-out value, and from all evidence where it takes another one's."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +34,7 @@ class Limit:
 
     evidence: str
     side: Literal["above", "below"]
-    of: Callable[[float], float]
+    of: LimitOf
     words: str
     """What the statistic is, as it stands in a sentence."""
 
@@ -46,17 +54,23 @@ class Rule:
     unless: tuple[Finding, ...] = ()
 
 
-def times(factor: float) -> Callable[[float], float]:
-    return lambda reference: factor * reference
+def times(factor: float) -> LimitOf:
+    return lambda reference, _: factor * reference
 
 
-def plus(more: float) -> Callable[[float], float]:
-    return lambda reference: reference + more
+def plus(more: float) -> LimitOf:
+    return lambda reference, _: reference + more
 
 
-def towards(end: float, part: float) -> Callable[[float], float]:
-    """The `part` of the way from the held-out value to `end`."""
-    return lambda reference: reference + part * (end - reference)
+def number(value: float) -> LimitOf:
+    return lambda _, __: value
+
+
+def towards(end: float | str, part: float) -> LimitOf:
+    """The `part` of the way from the held-out value to `end`, a number or the held-out value of another statistic."""
+    return lambda reference, evidence: (
+        reference + part * ((evidence[end].held_out if isinstance(end, str) else end) - reference)
+    )
 
 
 RULES: tuple[Rule, ...] = (
@@ -69,8 +83,8 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "good",
         "noise",
-        (Limit("typical_bits", "above", times(1.5), "bits per character to a model of the corpus"),),
-        "Between two halves of a corpus the surprise differs by some percent; half as much again is another language.",
+        (Limit("typical_bits", "above", towards("typical_bits_shuffled", 0.5), BITS),),
+        "Held-out texts with their characters shuffled are noise; halfway there, half of what makes a text is gone.",
     ),
     Rule(
         "varied",
@@ -106,9 +120,15 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "good",
         "blurred",
-        (Limit("typical_bits", "below", times(0.75), "bits per character to a model of the corpus"),),
-        "A quarter less surprise than real text has is the effect of a temperature of about 0.7, which keeps the "
-        "commonest turns only. Few outputs may be so by chance.",
+        (Limit("typical_bits", "below", times(0.85), BITS),),
+        "A temperature of about 0.8 does so much; halves of a corpus differ by some percent. Nothing but the commonest "
+        "turns costs less than real text.",
+    ),
+    Rule(
+        "good",
+        "blurred",
+        (Limit("distinct_2", "below", times(0.5), "different pairs per token"),),
+        "As many tokens of held-out text have twice as many different pairs, and not because outputs repeat.",
         unless=("collapsed",),
     ),
     Rule(
@@ -127,23 +147,29 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (Limit("copied_share", "above", towards(1.0, 0.15), "share of long n-grams found in the training texts"),),
-        "Stock phrases are found for held-out texts too; 15% of the rest of the text on top of that is memorised. "
-        "Texts of the commonest turns, or of a few outputs, may have more of these by chance.",
-        unless=("blurred", "collapsed"),
+        (
+            Limit("copied_share", "above", towards(1.0, 0.1), COPIED),
+            Limit(GRAM, "above", number(SHORT_GRAM), "characters of an n-gram"),
+        ),
+        "Stock phrases are found for held-out texts too; a tenth of the rest of the text on top of that is memorised. "
+        "Texts of the commonest turns are made of stock phrases.",
+        unless=("blurred",),
     ),
     Rule(
         "new",
         "copies",
-        (Limit("copied_texts", "above", towards(1.0, 0.1), "share of texts that are half copied in one span"),),
-        "One text in ten, above those of held-out texts, is no stock phrase.",
-        unless=("collapsed",),
+        (Limit("copied_share", "above", towards(1.0, 0.75), COPIED),),
+        "Short texts, as names, have short n-grams, many of which an honest model gives again; but not nearly all. Nor "
+        "do commonest turns go so far.",
     ),
     Rule(
         "new",
         "copies",
-        (Limit("copied_texts", "above", towards(1.0, 0.8), "share of texts that are half copied in one span"),),
-        "Of a few outputs some may be copies by chance, but not nearly all.",
+        (
+            Limit("copied_texts", "above", towards(1.0, 0.1), "share of texts that are half copied in one span"),
+            Limit(GRAM, "above", number(SHORT_GRAM), "characters of an n-gram"),
+        ),
+        "One text in ten, on top of those among held-out texts, is no stock phrase.",
     ),
     Rule(
         "good",
@@ -225,8 +251,8 @@ def judge(evidence: Mapping[str, Evidence]) -> Verdict:
             continue
         if any(finding in findings for finding in rule.unless):
             continue
-        outcomes = [outcome(limit, evidence[limit.evidence]) for limit in rule.limits]
-        said = " and ".join(in_words(limit, evidence[limit.evidence]) for limit in rule.limits)
+        outcomes = [outcome(limit, evidence) for limit in rule.limits]
+        said = " and ".join(in_words(limit, evidence) for limit in rule.limits)
         if all(one == "beyond" for one in outcomes):
             against[rule.question].append(f"{rule.finding}: {said}" if rule.finding else said)
             if rule.finding and rule.finding not in findings:
@@ -249,24 +275,26 @@ def judge(evidence: Mapping[str, Evidence]) -> Verdict:
     return Verdict(answers, tuple(findings), reasons)
 
 
-def outcome(limit: Limit, evidence: Evidence) -> Literal["beyond", "within", "between"]:
+def outcome(limit: Limit, evidence: Mapping[str, Evidence]) -> Literal["beyond", "within", "between"]:
     """Where the evidence lies to the limit (see the module)."""
+    found = evidence[limit.evidence]
     sign = 1.0 if limit.side == "above" else -1.0
-    low, high = evidence.interval or (evidence.value, evidence.value)
+    low, high = found.interval or (found.value, found.value)
     near, far = (low, high) if limit.side == "above" else (high, low)
-    edge = limit.of(evidence.held_out)
-    if evidence.interval is not None and sign * (near - edge) > 0:
+    edge = limit.of(found.held_out, evidence)
+    if found.interval is not None and sign * (near - edge) > 0:
         return "beyond"
-    reach = evidence.held_out + 2 * (edge - evidence.held_out)
-    if sign * (evidence.value - edge) <= 0 and sign * (far - reach) <= 0:
+    reach = found.held_out + 2 * (edge - found.held_out)
+    if sign * (found.value - edge) <= 0 and sign * (far - reach) <= 0:
         return "within"
     return "between"
 
 
-def in_words(limit: Limit, evidence: Evidence) -> str:
+def in_words(limit: Limit, evidence: Mapping[str, Evidence]) -> str:
     """The statistic with its interval, that of held-out examples, and the limit."""
-    interval = "" if evidence.interval is None else f" (95% {evidence.interval[0]:.3g} to {evidence.interval[1]:.3g})"
+    found = evidence[limit.evidence]
+    interval = "" if found.interval is None else f" (95% {found.interval[0]:.3g} to {found.interval[1]:.3g})"
     return (
-        f"{limit.words} {evidence.value:.3g}{interval}, held-out {evidence.held_out:.3g}, "
-        f"limit {'at most' if limit.side == 'above' else 'at least'} {limit.of(evidence.held_out):.3g}"
+        f"{limit.words} {found.value:.3g}{interval}, held-out {found.held_out:.3g}, "
+        f"limit {'at most' if limit.side == 'above' else 'at least'} {limit.of(found.held_out, evidence):.3g}"
     )

@@ -13,7 +13,7 @@ from pipeline.evaluation.fidelity import frechet_distance, gaussian, moments
 from pipeline.evaluation.sample_novelty import SampleSignals, measure_sample_novelty
 from pipeline.evaluation.sample_scores import estimates
 from pipeline.evaluation.samples import SampleFeatures
-from pipeline.evaluation.text_scores import text_evidence
+from pipeline.evaluation.text_evidence import text_evidence
 from pipeline.evaluation.verdict import Question, Verdict, judge
 from pipeline.models.base import GenerativeModel, SamplingOptions, make_generator
 from tests.evaluation.planted_models import KINDS, Corpus, plant
