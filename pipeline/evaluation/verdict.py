@@ -1,9 +1,10 @@
 """Is it good, is it varied, is it new? Three answers and named failures, from evidence, by the rules in one table.
 
 Pure arithmetic, on the driver. Every rule compares a statistic of the generated examples with the same of held-out
-examples: no limit is a number that only one corpus would have. A rule applies where the whole 95% interval is beyond
-the limit; it is ruled out where the value is within and the interval does not reach far beyond (twice as far from the
-held-out value as the limit is); between the two the answer is that it is unclear.
+examples: no limit is a number that only one corpus would have. A rule applies where the value is beyond the limit, and
+its whole 95% interval beyond the held-out value: the difference is large, and no chance. It is ruled out where the
+value is within and the interval does not reach far beyond (twice as far from the held-out value as the limit is);
+between the two it is unclear.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ Answer = Literal["yes", "no", "unclear"]
 Finding = Literal["noise", "collapsed", "blurred", "copies"]
 BITS = "bits per character to a model of held-out text"
 COPIED = "share of long n-grams found in the training texts"
-SHORT_GRAM = 11
-"""Characters of n-grams that an honest model gives again."""
+LONG_GRAM = 12
+"""Characters from which on an n-gram is not given again by an honest model, but for stock phrases."""
 QUESTIONS: tuple[Question, ...] = ("good", "varied", "new")
 
 
@@ -44,7 +45,8 @@ class Rule:
     """A failure: it applies when all of its `limits` are passed, unless one of the findings in `unless` explains them.
 
     `finding` names it, or is None where the statistics say no more than that the answer is no. `why` is the reason for
-    the limits. Rules are read in order, so what explains comes first.
+    the limits, and `when` says of the evidence whether the rule is for such examples. Rules are read in order, so what
+    explains comes first.
     """
 
     question: Question
@@ -52,6 +54,7 @@ class Rule:
     limits: tuple[Limit, ...]
     why: str
     unless: tuple[Finding, ...] = ()
+    when: Callable[[Mapping[str, Evidence]], bool] = lambda _: True
 
 
 def times(factor: float) -> LimitOf:
@@ -62,15 +65,15 @@ def plus(more: float) -> LimitOf:
     return lambda reference, _: reference + more
 
 
-def number(value: float) -> LimitOf:
-    return lambda _, __: value
-
-
 def towards(end: float | str, part: float) -> LimitOf:
     """The `part` of the way from the held-out value to `end`, a number or the held-out value of another statistic."""
     return lambda reference, evidence: (
         reference + part * ((evidence[end].held_out if isinstance(end, str) else end) - reference)
     )
+
+
+def has_long_grams(evidence: Mapping[str, Evidence]) -> bool:
+    return evidence[GRAM].value >= LONG_GRAM if GRAM in evidence else True
 
 
 RULES: tuple[Rule, ...] = (
@@ -147,13 +150,11 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (
-            Limit("copied_share", "above", towards(1.0, 0.1), COPIED),
-            Limit(GRAM, "above", number(SHORT_GRAM), "characters of an n-gram"),
-        ),
+        (Limit("copied_share", "above", towards(1.0, 0.1), COPIED),),
         "Stock phrases are found for held-out texts too; a tenth of the rest of the text on top of that is memorised. "
         "Texts of the commonest turns are made of stock phrases.",
         unless=("blurred",),
+        when=has_long_grams,
     ),
     Rule(
         "new",
@@ -165,11 +166,9 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (
-            Limit("copied_texts", "above", towards(1.0, 0.1), "share of texts that are half copied in one span"),
-            Limit(GRAM, "above", number(SHORT_GRAM), "characters of an n-gram"),
-        ),
+        (Limit("copied_texts", "above", towards(1.0, 0.1), "share of texts that are half copied in one span"),),
         "One text in ten, on top of those among held-out texts, is no stock phrase.",
+        when=has_long_grams,
     ),
     Rule(
         "good",
@@ -249,7 +248,7 @@ def judge(evidence: Mapping[str, Evidence]) -> Verdict:
     for rule in RULES:
         if not all(limit.evidence in evidence for limit in rule.limits):
             continue
-        if any(finding in findings for finding in rule.unless):
+        if any(finding in findings for finding in rule.unless) or not rule.when(evidence):
             continue
         outcomes = [outcome(limit, evidence) for limit in rule.limits]
         said = " and ".join(in_words(limit, evidence) for limit in rule.limits)
@@ -282,7 +281,7 @@ def outcome(limit: Limit, evidence: Mapping[str, Evidence]) -> Literal["beyond",
     low, high = found.interval or (found.value, found.value)
     near, far = (low, high) if limit.side == "above" else (high, low)
     edge = limit.of(found.held_out, evidence)
-    if found.interval is not None and sign * (near - edge) > 0:
+    if found.interval is not None and sign * (found.value - edge) > 0 and sign * (near - found.held_out) > 0:
         return "beyond"
     reach = found.held_out + 2 * (edge - found.held_out)
     if sign * (found.value - edge) <= 0 and sign * (far - reach) <= 0:

@@ -48,7 +48,7 @@ class Scored:
 class Suite:
     """Scores models on a corpus; of pictures and sound, by a classifier trained in `steps` steps."""
 
-    def __init__(self, corpus: Corpus, steps: int = 150) -> None:
+    def __init__(self, corpus: Corpus, steps: int = 100) -> None:
         self.corpus = corpus
         if corpus.modality == "text":
             self.texts, self.training = corpus.texts(corpus.held_out), corpus.texts(corpus.train)

@@ -93,8 +93,8 @@ def test_words_carry_the_numbers():
 @pytest.mark.parametrize(
     ("value", "interval", "expected"),
     [
-        (0.2, (0.06, 0.3), "beyond"),
-        (0.2, (0.04, 0.3), "between"),
+        (0.2, (0.02, 0.3), "beyond"),
+        (0.2, (0.005, 0.5), "between"),
         (0.03, (0.0, 0.08), "within"),
         (0.03, (0.0, 0.2), "between"),
         (0.2, None, "between"),
