@@ -20,6 +20,7 @@ Answer = Literal["yes", "no", "unclear"]
 Finding = Literal["noise", "collapsed", "blurred", "copies"]
 BITS = "bits per character to a model of held-out text"
 COPIED = "share of long n-grams found in the training texts"
+IN_SIGNALS = "share of outputs whose values single one training example out"
 LONG_GRAM = 12
 """Characters from which on an n-gram is not given again by an honest model, but for stock phrases."""
 QUESTIONS: tuple[Question, ...] = ("good", "varied", "new")
@@ -144,8 +145,16 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (Limit("signal_singled_out", "above", plus(0.04), "share of outputs whose values single one out"),),
-        "The same in the model's own representation: noise may move a copy far in the space of an extractor.",
+        (Limit("signal_singled_out", "above", plus(0.04), IN_SIGNALS),),
+        "The same in the model's own representation: noise may move a copy far in the space of an extractor. Faint "
+        "outputs single out the faintest training examples there, which is no copy.",
+        unless=("blurred",),
+    ),
+    Rule(
+        "new",
+        "copies",
+        (Limit("signal_singled_out", "above", plus(0.5), IN_SIGNALS),),
+        "Half of the outputs do not do so for being faint: they are copies, if blurred ones.",
     ),
     Rule(
         "new",

@@ -205,11 +205,11 @@ def text_copier(corpus: Corpus) -> Draw:
 
 
 CONTEXT = 4
-CHILL = 2.0
+CHILL = 3.0
 
 
 def text_blurred(corpus: Corpus) -> Draw:
-    """Texts of the commonest turns only: a model of characters given the last four, at temperature 1/2."""
+    """Texts of the commonest turns only: a model of characters given the last four, at temperature 1/3."""
     texts = corpus.texts(corpus.train)
     counts: dict[str, Counter[str]] = defaultdict(Counter)
     for text in texts:
