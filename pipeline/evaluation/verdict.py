@@ -39,6 +39,8 @@ class Limit:
     of: LimitOf
     words: str
     """What the statistic is, as it stands in a sentence."""
+    surely: bool = False
+    """Whether the whole interval must be beyond the limit: two of ten different outputs are no proof of a share."""
 
 
 @dataclass(frozen=True)
@@ -138,14 +140,14 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (Limit("singled_out", "above", plus(0.04), "share of outputs that single out one training example"),),
+        (Limit("singled_out", "above", plus(0.04), "share of outputs that single out one training example", True),),
         "By construction 0.01 of held-out examples do; five times that is no chance, and one output in twenty that is "
         "a copy is a release of training data.",
     ),
     Rule(
         "new",
         "copies",
-        (Limit("signal_singled_out", "above", plus(0.04), IN_SIGNALS),),
+        (Limit("signal_singled_out", "above", plus(0.04), IN_SIGNALS, True),),
         "The same in the model's own representation: noise may move a copy far in the space of an extractor. Faint "
         "outputs single out the faintest training examples there, which is no copy.",
         unless=("blurred",),
@@ -153,7 +155,7 @@ RULES: tuple[Rule, ...] = (
     Rule(
         "new",
         "copies",
-        (Limit("signal_singled_out", "above", plus(0.5), IN_SIGNALS),),
+        (Limit("signal_singled_out", "above", plus(0.5), IN_SIGNALS, True),),
         "Half of the outputs do not do so for being faint: they are copies, if blurred ones.",
     ),
     Rule(
@@ -290,7 +292,8 @@ def outcome(limit: Limit, evidence: Mapping[str, Evidence]) -> Literal["beyond",
     low, high = found.interval or (found.value, found.value)
     near, far = (low, high) if limit.side == "above" else (high, low)
     edge = limit.of(found.held_out, evidence)
-    if found.interval is not None and sign * (found.value - edge) > 0 and sign * (near - found.held_out) > 0:
+    least = edge if limit.surely else found.held_out
+    if found.interval is not None and sign * (found.value - edge) > 0 and sign * (near - least) > 0:
         return "beyond"
     reach = found.held_out + 2 * (edge - found.held_out)
     if sign * (found.value - edge) <= 0 and sign * (far - reach) <= 0:

@@ -106,6 +106,11 @@ def test_outcomes_of_values_and_intervals(value, interval, expected):
     assert outcome(limit, {"x": Evidence(value, interval, 0.01, None)}) == expected
 
 
+def test_two_of_ten_different_outputs_are_no_proof_of_copying():
+    found = judge(REAL | {"singled_out": Evidence(0.2, (0.0266, 0.56), 0.01, None)})
+    assert found.findings == () and found.answers["new"] == "unclear"
+
+
 def test_limits_are_functions_of_the_held_out_value():
     evidence = {"noise": like_real(8.0)}
     assert times(0.5)(0.8, {}) == pytest.approx(0.4)
