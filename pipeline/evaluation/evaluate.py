@@ -29,6 +29,7 @@ from pipeline.evaluation.likelihood import Likelihood
 from pipeline.evaluation.metric import Metric, Score, Scores, Subject, add
 from pipeline.evaluation.sample_scores import SampleScores, collected
 from pipeline.evaluation.samples import SampleFeatures
+from pipeline.evaluation.text_samples import TextSamples
 from pipeline.generation.sampling import load_bundle
 from pipeline.models.base import Sums
 from pipeline.progress import Progress, silent
@@ -37,7 +38,7 @@ from pipeline.spec import RunSpec
 STAGE = "evaluate"
 SECONDS_BETWEEN_NEWS = 0.5
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, SampleScores)}
+METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, SampleScores, TextSamples)}
 """Every metric of an evaluation; one that does not fit a subject has no pieces and gives no scores."""
 COMPARED: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance)}
 """The metrics whose scores are sums over blocks, so that two models can be compared block by block."""

@@ -1,7 +1,7 @@
-"""95% intervals by the jackknife: from the values that a score takes when each block of examples is left out.
+"""95% intervals: by the jackknife, from the values that a score takes when each block of examples is left out.
 
 Pure arithmetic. Ten or twenty blocks of independent examples are cut; what varies between the values without one of
-them tells how much the score would vary between repeats.
+them tells how much the score would vary between repeats. Of a plain share of examples, the binomial one.
 """
 
 from __future__ import annotations
@@ -65,6 +65,18 @@ def share(estimate: Estimate, count: int) -> Estimate:
     if value <= 0.0:
         return value, (0.0, max(interval[1], reach))
     return value, interval
+
+
+def binomial(successes: float, total: float) -> Interval:
+    """The exact 95% interval of a share of `total` independent examples, also for counts that are not whole.
+
+    Source: Clopper and Pearson (1934).
+    """
+    from scipy.special import betaincinv  # takes a moment, which nobody else should wait for
+
+    low = 0.0 if successes <= 0 else float(betaincinv(successes, total - successes + 1, 0.025))
+    high = 1.0 if successes >= total else float(betaincinv(successes + 1, total - successes, 0.975))
+    return low, high
 
 
 def student_t_975(degrees: int) -> float:

@@ -21,7 +21,8 @@ from pipeline.evaluation.diversity import DEFINITIONS_OF_DIVERSITY
 from pipeline.evaluation.intervals import FEWEST_BLOCKS, Estimate, Interval, jackknife, student_t_975
 from pipeline.evaluation.kernel_distance import DEFINITIONS_OF_KERNEL_DISTANCE
 from pipeline.evaluation.manifolds import DEFINITIONS_OF_MANIFOLDS
-from pipeline.evaluation.score import Better, Definition, Score, Scores, differences, require_comparable
+from pipeline.evaluation.sample_novelty import DEFINITIONS_OF_SAMPLE_NOVELTY
+from pipeline.evaluation.score import Better, Curve, Definition, Score, Scores, differences, require_comparable
 from pipeline.models.base import GenerativeModel, Sums
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
@@ -33,6 +34,7 @@ __all__ = [
     "DEFINITIONS",
     "FEWEST_BLOCKS",
     "Better",
+    "Curve",
     "Definition",
     "Estimate",
     "Interval",
@@ -142,6 +144,7 @@ DEFINITIONS: dict[str, Definition] = {
     **DEFINITIONS_OF_KERNEL_DISTANCE,
     **DEFINITIONS_OF_MANIFOLDS,
     **DEFINITIONS_OF_DIVERSITY,
+    **DEFINITIONS_OF_SAMPLE_NOVELTY,
 }
 """Every score by its key without the split's prefix."""
 

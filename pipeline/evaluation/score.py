@@ -21,11 +21,29 @@ Better = Literal["lower", "higher"]
 
 
 @dataclass(frozen=True)
+class Curve:
+    """A score over what it depends on (`along`, as "temperature"): `x`, the values there and their 95% intervals."""
+
+    along: str
+    x: tuple[float, ...]
+    values: tuple[float, ...]
+    intervals: tuple[Interval | None, ...]
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Curve:
+        """Undo `asdict`, also after JSON."""
+        intervals = tuple(tuple(interval) if interval else None for interval in values["intervals"])
+        return cls(values["along"], tuple(values["x"]), tuple(values["values"]), intervals)
+
+
+@dataclass(frozen=True)
 class Score:
     """A number with what it takes to compare it: unit, better direction, protocol and a 95% interval.
 
     The interval is over held-out and generated examples (the seed of the training is fixed). `caution` says in words
-    why to read the number with care, as when its examples are few.
+    why to read the number with care, as when its examples are few. `curve` is the score over what it was also taken at,
+    and `shown` are examples that stand behind the number, of JSON types: both are for the reader of a report, neither
+    is compared.
     """
 
     value: float
@@ -34,6 +52,8 @@ class Score:
     protocol: dict[str, Any] = field(default_factory=dict)
     interval: Interval | None = None
     caution: str | None = None
+    curve: Curve | None = None
+    shown: tuple[dict[str, Any], ...] = ()
 
     def comparable_with(self, other: Score) -> bool:
         """Whether both were taken in the same way: the same unit and the same protocol but for the seed."""
@@ -46,8 +66,15 @@ class Score:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Score:
         """Undo `as_dict`, also after JSON."""
-        interval = values.get("interval")
-        return cls(**{**values, "interval": tuple(interval) if interval else None})
+        interval, curve = values.get("interval"), values.get("curve")
+        return cls(
+            **{
+                **values,
+                "interval": tuple(interval) if interval else None,
+                "curve": Curve.from_dict(curve) if curve else None,
+                "shown": tuple(values.get("shown", ())),
+            }
+        )
 
 
 class Scores(dict[str, Score]):

@@ -103,6 +103,14 @@ class RecurrentLanguageModel(GenerativeModel):
         }
         return sums, after if self.layout.continuous else None
 
+    @torch.no_grad()
+    def token_nats(self, x: Tensor) -> Tensor:
+        """The surprise at every token of `x` `[B, T]` given those before it, in nats `[B, T]`; NaN where there is none:
+        at padding, and at the first token of a stream or of an example that has a begin token."""
+        inputs, targets = self._inputs_and_targets(x)
+        nats, counted = self._nats(self._logits(inputs, None, None)[0], targets)
+        return F.pad(nats.masked_fill(~counted, math.nan), (x.shape[1] - nats.shape[1], 0), value=math.nan)
+
     def summarise(self, sums: Sums) -> dict[str, float]:
         mean = float(sums["nats"] / sums["tokens"])
         return {"nats_per_token": mean, "perplexity": math.exp(min(mean, 700.0))}

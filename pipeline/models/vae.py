@@ -234,6 +234,16 @@ class TokenVae(VariationalAutoencoder):
         nats = F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view_as(x)
         return -(nats * self._counted(x)).sum(1)
 
+    @torch.no_grad()
+    def token_nats(self, x: Tensor) -> Tensor:
+        """The surprise at every token of `x` `[B, T]` given those before it and the mean of q(z | x), in nats `[B, T]`,
+        NaN at padding; with the KL their sum bounds -log p(x) about as tightly as the evidence lower bound does."""
+        z, _ = self.encode(x)
+        inputs = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)
+        logits, _ = self._write(inputs, z, None)
+        nats = F.cross_entropy(logits.flatten(0, 1), x.flatten(), reduction="none").view_as(x)
+        return nats.masked_fill(~self._counted(x), math.nan)
+
     def squared_error(self, x: Tensor, z: Tensor) -> Tensor:
         """For tokens: how many are not the likeliest one given those before and z."""
         inputs = torch.cat([torch.full_like(x[:, :1], self.start), x[:, :-1]], dim=1)

@@ -55,7 +55,8 @@ class EvaluationSpec(Strict):
 
     `nll_samples` is L of the importance-weighted bound (Burda et al. 2016, eq. 8); `samples` the number of
     generated examples for scores of samples, and with `training_samples` that of training examples, evenly spaced,
-    that these are held against; `max_examples` cuts the held-out split.
+    that these are held against; `max_examples` cuts the held-out split. Texts are drawn at each of `temperatures`;
+    those at the one nearest to 1 are held against the training split as well.
     """
 
     split: Literal["test", "validation"] = "test"
@@ -65,4 +66,5 @@ class EvaluationSpec(Strict):
     samples: Annotated[int, Field(ge=2)] = 1000
     training_samples: Count = 50_000
     extractor: AnyExtractorSpec = CorpusExtractorSpec()
+    temperatures: Annotated[tuple[Rate, ...], Field(min_length=1)] = (0.7, 1.0, 1.3)
     num_workers: Count = 1
