@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -239,6 +240,15 @@ class Source:
     source_span: tuple[int, int]
     marks: tuple[tuple[int, int], ...]
     copied_share: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of JSON types."""
+        return {
+            **vars(self),
+            "span": list(self.span),
+            "source_span": list(self.source_span),
+            "marks": [list(mark) for mark in self.marks],
+        }
 
 
 CONTEXT = 80

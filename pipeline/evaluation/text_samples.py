@@ -8,13 +8,14 @@ texts of the same number, and holds those of one temperature against the trainin
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from pipeline.data.codec import Codec
 from pipeline.data.prepared import Prepared
+from pipeline.errors import TrainingFailedError
 from pipeline.evaluation.copied_spans import find_copies, show_copies
 from pipeline.evaluation.metric import Curve, Metric, Score, Subject
 from pipeline.evaluation.text_scores import (
@@ -84,10 +85,16 @@ class TextSamples(Metric):
         return len(self.chunks(subject))
 
     def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
+        chunks = self.chunks(subject)[rank::world_size]
+        if chunks and not all(bool(torch.isfinite(weight).all()) for weight in subject.model.parameters()):
+            raise TrainingFailedError(
+                "evaluation: the model's weights hold values that are not finite, so no text can be drawn; train again "
+                "with a lower training.lr or a clip_norm"
+            )
         was_training = subject.model.training
         subject.model.eval()
         try:
-            for chunk in self.chunks(subject)[rank::world_size]:
+            for chunk in chunks:
                 stream = f"evaluation-text-{chunk.temperature:g}"
                 generator = make_generator(subject.spec.seed, stream, chunk.number, device=subject.device)
                 options = SamplingOptions(
@@ -140,7 +147,7 @@ class TextSamples(Metric):
             scores[key] = score
             value, interval = others[key]
             scores[key + HELD_OUT] = Score(value, definition.unit, None, dict(protocol), interval)
-        scores["copied_share"] = replace(scores["copied_share"], shown=tuple(asdict(source) for source in shown))
+        scores["copied_share"] = replace(scores["copied_share"], shown=tuple(source.as_dict() for source in shown))
         return scores
 
 

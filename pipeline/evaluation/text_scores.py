@@ -147,7 +147,7 @@ class TextRules:
 def quality_and_variety(texts: Sequence[str], references: Sequence[str], rules: TextRules) -> Values:
     """The statistics of `texts` that need no training split, each with its 95% interval: a jackknife over ten blocks of
     texts, and of references where they are measured against such. Keys of `DEFINITIONS_OF_TEXTS`. Equal texts count
-    once in what is typical."""
+    once in what is typical, whose interval is given the references: it covers the draw of `texts` alone."""
     ours, theirs = number([texts, references], rules.unit)
     against, own = Bleu(ours, theirs, LONGEST), Bleu(ours, None, LONGEST)
     cut, cut_theirs = ours.first(rules.budget), theirs.first(rules.budget)
@@ -186,8 +186,9 @@ def quality_and_variety(texts: Sequence[str], references: Sequence[str], rules: 
 
     values = over_blocks([len(ours), len(theirs)], of_both) | over_blocks([len(ours)], of_ours)
     values |= over_blocks([len(cut), len(cut_theirs)], of_cuts) | over_blocks([len(once)], of_different)
-    shares = ("bleu_4", "self_bleu_4", "repetition_4", "shared_share")
-    return {key: _as_share(value, len(texts)) if key in shares else value for key, value in values.items()}
+    return {
+        key: value if key.startswith("typical_bits") else _as_share(value, len(texts)) for key, value in values.items()
+    }
 
 
 def shuffled(texts: Sequence[str]) -> list[str]:

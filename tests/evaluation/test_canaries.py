@@ -108,16 +108,17 @@ def overfitted(spec_of, texts, packing, steps):
     return model, codec, codec.layout()
 
 
-@pytest.mark.parametrize(("packing", "steps"), [("documents", 120), ("windows", 300)])
+@pytest.mark.parametrize(("packing", "steps"), [("documents", 60), ("windows", 160)])
 def test_a_memorised_canary_is_exposed_and_one_that_was_not_planted_is_not(spec_of, packing, steps):
-    texts = [f"code {number}." for number in ("802", "538", "114", "960")] + sentences(8, 0)
-    with_it, without = plant(texts, FORMAT.text(SECRET), 8, seed=0), texts
-    memorised = measure_exposure(*overfitted(spec_of, with_it, packing, steps), FORMAT, SECRET, samples=1000)
-    honest = measure_exposure(*overfitted(spec_of, without, packing, steps), FORMAT, SECRET, samples=1000)
-    assert memorised.by_rank == memorised.most_bits == pytest.approx(math.log2(1000))
+    short = CanaryFormat("code {}.", length=2)
+    texts = [f"code {number}." for number in ("80", "53", "11", "96")] + sentences(8, 0)
+    with_it = plant(texts, short.text("27"), 8, seed=0)
+    memorised = measure_exposure(*overfitted(spec_of, with_it, packing, steps), short, "27", samples=100)
+    assert memorised.by_rank == memorised.most_bits == pytest.approx(math.log2(100))
     assert memorised.by_sampling == pytest.approx(memorised.by_rank)
-    assert honest.by_rank < 5
-    sampled = measure_exposure(*overfitted(spec_of, without, packing, 5), FORMAT, SECRET, samples=200)
+    honest = measure_exposure(*overfitted(spec_of, texts, packing, steps), short, "27", samples=100)
+    assert honest.by_rank < 3
+    sampled = measure_exposure(*overfitted(spec_of, texts, packing, 0), short, "27", samples=50)
     assert sampled.by_rank is None
     assert sampled.interval[0] <= sampled.by_sampling <= sampled.interval[1]
 

@@ -97,7 +97,7 @@ def test_intervals_leave_out_blocks_of_each_set():
 
 def test_typicality_is_witten_and_bells_interpolation():
     text, reference = "abac", ["abab", "ac"]
-    flat = {c: n for c, n in Counter("".join(reference)).items()}
+    flat = Counter("".join(reference))
     zero = 1 / (3 + 1)
     ones = {c: (flat[c] + 3 * zero) / (6 + 3) for c in "abc"}
     # After a: b twice, c once, two kinds of followers; after b: a once.
@@ -111,7 +111,7 @@ def test_typicality_is_witten_and_bells_interpolation():
 
 def test_a_character_model_sums_to_one_over_all_that_may_follow():
     reference = ["abracadabra", "banana"]
-    alphabet = sorted(set("".join(reference))) + ["?"]
+    alphabet = [*sorted(set("".join(reference))), "?"]
     prefix, _ = reference_bits(["abra"], reference)
     longer, _ = reference_bits(["abra" + c for c in alphabet], reference)
     assert sum(2 ** -(longer - prefix[0])) == pytest.approx(1.0, rel=1e-12)

@@ -63,7 +63,7 @@ def test_what_is_skipped_is_read(spec_of):
 
 
 def test_passages_are_documents_or_stretches_of_the_stream_after_a_run_up(spec_of):
-    _, codec, layout = parts(spec_of, WINDOWS, {"kind": "rnn"})
+    _, _, layout = parts(spec_of, WINDOWS, {"kind": "rnn"})
     stream = torch.arange(2000) % layout.vocabulary
     arrays = SplitArrays(stream[:1992].reshape(-1, 8), torch.full((249,), -1), [], stream[1992:])
     tokens, skip = held_out_passage(arrays, layout, 2)

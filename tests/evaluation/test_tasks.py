@@ -21,7 +21,7 @@ def test_two_and_four_workers_give_the_scores_of_one(spec_of, prepare_small, bun
         parts, rows = (PICTURES, VAE, MLP), pictures(61)
     else:
         parts, rows = (WINDOWS, {"kind": "rnn"}, RECURRENT), [("to be or not to be, " * 600, None)]
-    one = spec_of(*parts)
+    one = spec_of(*parts, samples=1000)
     prepared = prepare_small(one, {"train": rows, "test": rows})
     bundle = bundle_of(one, prepared)
     told: list[tuple[str, int, int | None]] = []
@@ -33,7 +33,7 @@ def test_two_and_four_workers_give_the_scores_of_one(spec_of, prepare_small, bun
         samples = collect_samples(one, prepared, bundle)
         assert (len(samples.generated), len(samples.held_out), len(samples.train)) == (30, 60, 61)
     for workers in (2, 4):
-        spec = spec_of(*parts, num_workers=workers)
+        spec = spec_of(*parts, samples=1000, num_workers=workers)
         together = evaluate(spec, prepared, bundle)
         assert alone.keys() == together.keys()
         for key, score in alone.items():
@@ -44,6 +44,7 @@ def test_two_and_four_workers_give_the_scores_of_one(spec_of, prepare_small, bun
             again = collect_samples(spec, prepared, bundle)
             for name in ("generated", "held_out", "train", "generated_logits", "held_out_logits"):
                 torch.testing.assert_close(getattr(again, name), getattr(samples, name), rtol=1e-9, atol=1e-9)
+    assert "test/frechet" in alone or "test/self_bleu_4" in alone
 
 
 @pytest.mark.usefixtures("ray_cluster")

@@ -8,6 +8,7 @@ import json
 import pytest
 import torch
 
+from pipeline.errors import TrainingFailedError
 from pipeline.evaluation import evaluate as room
 from pipeline.evaluation.evaluate import evaluate, load_subject
 from pipeline.evaluation.evidence import evidence_of
@@ -120,6 +121,14 @@ def test_a_model_that_returns_training_texts_is_found_out_through_the_evaluation
     scores = metric.finish(copier, subject)
     evidence = evidence_of(scores)
     assert judge(evidence).findings == ("copies",)
+    assert Score.from_dict(json.loads(json.dumps(scores["copied_share"].as_dict()))) == scores["copied_share"]
     shown = scores["copied_share"].shown
     assert shown
     assert all(example["text"] == example["source"] for example in shown)
+
+
+def test_broken_weights_are_named(cell_of):
+    subject = load_subject(*cell_of(*CELLS[1]), torch.device("cpu"))
+    next(iter(subject.model.parameters())).fill_(float("nan"))
+    with pytest.raises(TrainingFailedError, match="not finite"):
+        TextSamples().measure(subject)
