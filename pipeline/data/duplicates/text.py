@@ -65,10 +65,10 @@ def sign(text: str) -> bytes:
 def band_keys(signatures: np.ndarray, band: int) -> np.ndarray:
     """uint8 `[N, SIGNATURE_BYTES]` → uint64 `[N, 2]`: three values of each signature, and the next three to order
     those that agree in them."""
-    values = np.ascontiguousarray(signatures).view("<u2").astype(np.uint64)
+    values = np.ascontiguousarray(signatures).view("<u2")
     keys = []
     for first in (band, (band + 1) % BANDS):
-        rows = values[:, first * ROWS_PER_BAND : (first + 1) * ROWS_PER_BAND]
+        rows = values[:, first * ROWS_PER_BAND : (first + 1) * ROWS_PER_BAND].astype(np.uint64)
         keys.append(rows[:, 0] << np.uint64(32) | rows[:, 1] << np.uint64(16) | rows[:, 2])
     return np.stack(keys, axis=1)
 
