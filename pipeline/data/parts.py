@@ -103,7 +103,7 @@ def read_rows(store: Store, name: str, numbers: np.ndarray, columns: Sequence[st
 
 
 def joined(column: pa.ChunkedArray) -> np.ndarray:
-    """The bytes of all values of a large_binary column, one after the other, uint8; copied only where they lie apart."""
+    """The bytes of all values of a large_binary column, one after the other, uint8."""
     pieces = []
     for chunk in column.chunks:
         _, offsets, values = chunk.buffers()

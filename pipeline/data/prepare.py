@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,7 +25,6 @@ from pipeline.data.cleaning import Lists, read_lists
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.corpus import open_corpus
 from pipeline.data.cuts import plan_shards
-from pipeline.data.duplicates import near_pairs
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
@@ -40,6 +40,7 @@ from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
+INLINE_THREADS = 2
 INLINE_ROWS = 60_000
 """Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
@@ -195,22 +196,17 @@ class _Preparation:
         alive = np.flatnonzero(rows.alive)
         _, first = np.unique(rows.content[alive], return_index=True)  # exact duplicates are joined without a search
         chosen = alive[np.sort(first)]
-        modality, similarity = self.codec.modality, self.spec.data.duplicates.similarity
-        table = near.gather_signatures(self.parts, rows, chosen, modality)
-        signed = table.any(axis=1)
-        table, chosen = table[signed], chosen[signed]
-        items = near.bands(modality)
-        if len(chosen) <= INLINE_ROWS:
-            found = [near_pairs(table, item["band"], modality, similarity) for item in items]
-        else:
-            near.save_signatures(self.work, table)
-            del table
-            found = []
-            for answer in spread(items, near.PairStage(self.work, modality, similarity)):
+        if not len(chosen):
+            return np.zeros((0, 2), np.int64)
+        near.save_signatures(self.work, self.parts, rows, chosen, self.codec.modality)
+        stage = near.PairStage(self.work, len(chosen), self.codec.modality, self.spec.data.duplicates.similarity)
+        items, found = near.bands(self.codec.modality), [np.zeros((0, 2), np.int64)]
+        with ThreadPoolExecutor(INLINE_THREADS) as threads:
+            answers = threads.map(stage, items) if len(chosen) <= INLINE_ROWS else spread(items, stage)
+            for done, answer in enumerate(answers, start=1):
                 found.append(np.frombuffer(answer["pairs"], np.int64).reshape(-1, 2))
-                self.progress("prepare", len(found), len(items), "looking for near duplicates")
-        pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
-        return chosen[pairs]
+                self.progress("prepare", done, len(items), "looking for near duplicates")
+        return chosen[np.unique(np.concatenate(found), axis=0)]
 
     # --- fitting, encoding, cutting ---------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import ray
 import ray.data
+from ray.data import TaskPoolStrategy
 
 from pipeline.errors import AtelierError
 
@@ -29,7 +30,7 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
         return
     # A block an item, so that they are shared out one by one; of very many, a few together.
     given = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-    dataset = given.map(Told(stage), concurrency=_at_once())
+    dataset = given.map(Told(stage), compute=TaskPoolStrategy(_at_once()))
     dataset.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off

@@ -10,9 +10,13 @@ def cluster(count: int, pairs: np.ndarray) -> np.ndarray:
     from scipy.sparse import coo_array  # a third of a second that Ray's workers, who never come here, need not wait
     from scipy.sparse.csgraph import connected_components
 
-    ones = np.ones(len(pairs), np.int8)
-    graph = coo_array((ones, (pairs[:, 0], pairs[:, 1])), shape=(count, count))
-    return exact_groups(connected_components(graph, directed=False)[1])
+    # Few rows are in pairs: only those become nodes of the graph.
+    nodes, places = np.unique(pairs, return_inverse=True)
+    first, second = places.reshape(-1, 2).T
+    graph = coo_array((np.ones(len(pairs), np.int8), (first, second)), shape=(len(nodes), len(nodes)))
+    label = np.arange(count)
+    label[nodes] = nodes[exact_groups(connected_components(graph, directed=False)[1])]
+    return label
 
 
 def exact_groups(ids: np.ndarray) -> np.ndarray:
