@@ -64,7 +64,9 @@ def describe(parts: Sequence[Part], selection: Selection, modality: Modality) ->
         "leakage": _leakage(parts, selection),
         "notes": list(selection.notes),
     }
-    lengths = rows.numbers["width"] * rows.numbers["height"] if modality == "image" else rows.numbers["length"]
+    lengths = rows.numbers["length"]
+    if modality == "image":
+        lengths = rows.numbers["width"].astype(np.int64) * rows.numbers["height"]
     if kept.any() and lengths[kept].any():
         report["lengths"] = {"unit": UNITS[modality], **_summary(lengths[kept])}
     return report

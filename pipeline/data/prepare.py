@@ -30,7 +30,7 @@ from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Man
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
 from pipeline.data.prepared import Prepared, Records, find_prepared
 from pipeline.data.records import Corpus, Unit
-from pipeline.data.selection import Rows, Selection, load_rows, select, stale_parts
+from pipeline.data.selection import Rows, Selection, load_rows, put_numbers, select, stale_parts
 from pipeline.data.shards import rows_per_shard
 from pipeline.data.spread import spread
 from pipeline.data.stages import COUNTED, CountStage, CutStage, EncodeStage, ReadStage, part_texts
@@ -252,7 +252,7 @@ class _Preparation:
             mine = kept[rows.part[kept] == answer["part"]]
             mine = mine[np.argsort(rows.row[mine], kind="stable")]
             for name in COUNTED:
-                rows.numbers[name][mine] = np.frombuffer(answer[name], np.int64)
+                put_numbers(rows.numbers, name, mine, np.frombuffer(answer[name], np.int64))
             done += len(mine)
             self.progress("prepare", done, len(kept), "encoding")
 

@@ -55,9 +55,9 @@ def sign(raw: Any, modality: Modality, rate_hz: int | None = None) -> bytes:
 
 
 def sign_batch(raws: Sequence[Any], modality: Modality, rate_hz: int | None = None) -> list[bytes]:
-    """The signature of each of `raws`; pictures of one size at once, which is several times as fast."""
+    """The signature of each of `raws`; texts, and pictures of one size, many at once, which is faster."""
     if modality == "text":
-        return [text.sign(raw) for raw in raws]
+        return text.sign_batch(raws)
     if modality == "audio":
         assert rate_hz is not None
         return [sound.sign(raw, rate_hz) for raw in raws]
