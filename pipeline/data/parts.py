@@ -14,6 +14,7 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from operator import itemgetter
 from typing import Any
 
@@ -22,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.records import Unit, unit_identity
+from pipeline.data.shards import SAMPLE_BYTES, is_worth_compressing
 from pipeline.errors import PreparedDataError
 from pipeline.storage import Store
 
@@ -158,17 +160,26 @@ def write_coded(store: Store, name: str, rows: Iterable[Row]) -> int:
 
 def _write(store: Store, file: str, rows: Iterable[Row], schema: pa.Schema) -> int:
     count = 0
+    tables = _tables(rows, schema)
+    first = next(tables, schema.empty_table())
+    sample = joined(first["data"])[:SAMPLE_BYTES].tobytes()
     # lz4 and page checksums: parts are read back about twice, and a flipped bit must not become data.
+    compression = dict.fromkeys(schema.names, COMPRESSION)
+    if not is_worth_compressing(sample, COMPRESSION):
+        compression["data"] = "NONE"
     with (
         store.open_output(file) as sink,
-        pq.ParquetWriter(sink, schema, compression="lz4", write_page_checksum=True, use_dictionary=_REPEATED) as writer,
+        pq.ParquetWriter(
+            sink, schema, compression=compression, write_page_checksum=True, use_dictionary=_REPEATED
+        ) as writer,
     ):
-        for table in _tables(rows, schema):
+        for table in chain([first], tables):
             writer.write_table(table)
             count += table.num_rows
     return count
 
 
+COMPRESSION = "lz4"
 _REPEATED = ["label", "error", "dropped", "detail", "changed", "personal", "facts"]
 
 

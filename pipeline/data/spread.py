@@ -1,4 +1,4 @@
-"""Spreading work items over Ray Data's workers, a block an item or a few.  [ray]
+"""Spreading work items over Ray Data's workers.  [ray]
 
 The driver's side is `spread`; a worker imports this module for `Told`, so nothing heavier than Ray may be imported
 here: with torch behind it a worker started a second and a half later. Assumes that Ray is initialised.
@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import pyarrow as pa
 import ray
 import ray.data
 from ray.data import TaskPoolStrategy
@@ -19,7 +20,6 @@ from ray.data import TaskPoolStrategy
 from pipeline.errors import AtelierError
 
 RAISED = "raised"
-MOST_BLOCKS = 4096
 
 Item = dict[str, Any]
 
@@ -28,9 +28,9 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
     """The stage's answer to each item, as they come, from Ray Data's workers; its own errors as they were raised."""
     if not items:
         return
-    # A block an item, so that they are shared out one by one; of very many, a few together.
-    given = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-    dataset = given.map(Told(stage), compute=TaskPoolStrategy(_at_once()))
+    at_once = _at_once()
+    given = ray.data.from_arrow(blocks(items, at_once or int(ray.cluster_resources().get("CPU", 1))))
+    dataset = given.map(Told(stage), compute=TaskPoolStrategy(at_once))
     dataset.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
@@ -38,6 +38,17 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
         if RAISED in answer:
             raise pickle.loads(answer[RAISED])
         yield answer
+
+
+def blocks(items: list[Item], workers: int) -> list[pa.Table]:
+    """The items in order in blocks, each of which is one task: half of what is left shared out among the workers, so
+    that the last ones are single. Ray Data sees what has ended ten times a second, and a worker waits for that."""
+    tables, start = [], 0
+    while start < len(items):
+        stop = start + max(1, (len(items) - start) // (2 * max(1, workers)))
+        tables.append(pa.Table.from_pylist(items[start:stop]))
+        start = stop
+    return tables
 
 
 def _at_once() -> int | None:

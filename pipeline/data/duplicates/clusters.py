@@ -1,4 +1,4 @@
-"""Clusters: which rows are the same, exactly or through a chain of near ones. NumPy and SciPy, on the driver."""
+"""Clusters: which rows are the same, exactly or through a chain of near ones. NumPy, on the driver."""
 
 from __future__ import annotations
 
@@ -6,17 +6,21 @@ import numpy as np
 
 
 def cluster(count: int, pairs: np.ndarray) -> np.ndarray:
-    """The label of each of `count` rows, int64 `[N]`: the smallest row that pairs int64 `[P, 2]` connect it with."""
-    from scipy.sparse import coo_array  # a third of a second that Ray's workers, who never come here, need not wait
-    from scipy.sparse.csgraph import connected_components
+    """The label of each of `count` rows, int64 `[N]`: the smallest row that pairs int64 `[P, 2]` connect it with.
 
-    # Few rows are in pairs: only those become nodes of the graph.
-    nodes, places = np.unique(pairs, return_inverse=True)
-    first, second = places.reshape(-1, 2).T
-    graph = coo_array((np.ones(len(pairs), np.int8), (first, second)), shape=(len(nodes), len(nodes)))
+    In each round every label that is paired with a smaller one takes it over, and whoever had the label with it: a few
+    rounds, and a tenth of a second less than importing a library of graphs.
+    """
     label = np.arange(count)
-    label[nodes] = nodes[exact_groups(connected_components(graph, directed=False)[1])]
-    return label
+    while True:
+        ends = label[pairs]
+        pairs = pairs[ends[:, 0] != ends[:, 1]]
+        if not len(pairs):
+            return label
+        ends = label[pairs]
+        np.minimum.at(label, ends.max(axis=1), ends.min(axis=1))
+        while (shorter := label[label]).tobytes() != label.tobytes():
+            label = shorter
 
 
 def exact_groups(ids: np.ndarray) -> np.ndarray:
