@@ -1,6 +1,6 @@
 """Selection: which rows of the parts are kept, on which side, in which order; what a prepared set will hold.
 
-Runs on the driver over small columns only (about a hundred bytes a row); near-duplicate pairs come from outside, found
+Runs on the driver over small columns only (about fifty bytes a row); near-duplicate pairs come from outside, found
 by Ray's workers. Everything is a function of the corpus's content, not of the parts that it was read in.
 """
 

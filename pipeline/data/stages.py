@@ -229,7 +229,7 @@ class CutStage:
             stream = stored[item["skip"] :]
             x = stream[: count * length].reshape(count, length)
             tail = stream[count * length : count * length + item["tail"]].tolist()
-            ids = pa.array([f"{item['split']}-{item['first'] + i:09d}" for i in range(count)], pa.string())
+            ids = _numbered(f"{item['split']}-", item["first"], count)
             begins = np.concatenate([[0], np.cumsum(table["tokens"].to_numpy())]) - item["skip"]
             which = np.searchsorted(begins, np.arange(count) * length, side="right") - 1
             origins, label = table["origin"].take(pa.array(which)), pa.nulls(count, pa.string())
@@ -276,6 +276,18 @@ def _identifiers(table: pa.Table) -> pa.Array:
     """An example's id: its record's, with its place in the record where that gives several."""
     pairs = zip(table["record"].to_pylist(), table["piece"].to_pylist(), strict=True)
     return pa.array([f"{record:016x}" if piece == 0 else f"{record:016x}.{piece}" for record, piece in pairs])
+
+
+def _numbered(prefix: str, first: int, count: int) -> pa.Array:
+    """`prefix` and nine digits for each of `count` numbers from `first` on; as formatted strings they took a tenth of
+    the time of cutting a text."""
+    if first + count > 10**9:
+        return pa.array([f"{prefix}{number:09d}" for number in range(first, first + count)], pa.string())
+    digits = np.arange(first, first + count)[:, None] // 10 ** np.arange(8, -1, -1) % 10 + ord("0")
+    begin = np.broadcast_to(np.frombuffer(prefix.encode(), np.uint8), (count, len(prefix)))
+    values = np.concatenate([begin, digits.astype(np.uint8)], axis=1)
+    offsets = np.arange(count + 1, dtype=np.int32) * values.shape[1]
+    return pa.Array.from_buffers(pa.string(), count, [None, pa.py_buffer(offsets), pa.py_buffer(values)])
 
 
 @lru_cache(maxsize=4096)
