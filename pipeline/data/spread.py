@@ -12,13 +12,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow as pa
 import ray
 import ray.data
 from ray.data import TaskPoolStrategy
 
 from pipeline.errors import AtelierError
 
+ITEMS = "items"
 RAISED = "raised"
 
 Item = dict[str, Any]
@@ -29,8 +29,10 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
     if not items:
         return
     at_once = _at_once()
-    given = ray.data.from_arrow(blocks(items, at_once or int(ray.cluster_resources().get("CPU", 1))))
-    dataset = given.map(Told(stage), compute=TaskPoolStrategy(at_once))
+    rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, at_once or int(ray.cluster_resources()["CPU"]))]
+    # Not `from_arrow`, which sends a task to other workers for the size of each block.
+    given = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = given.flat_map(Told(stage), compute=TaskPoolStrategy(at_once))
     dataset.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
@@ -40,15 +42,14 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
         yield answer
 
 
-def blocks(items: list[Item], workers: int) -> list[pa.Table]:
-    """The items in order in blocks, each of which is one task: half of what is left shared out among the workers, so
+def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
+    """The items in order in shares, each of which is one task: half of what is left shared out among the workers, so
     that the last ones are single. Ray Data sees what has ended ten times a second, and a worker waits for that."""
-    tables, start = [], 0
+    start = 0
     while start < len(items):
         stop = start + max(1, (len(items) - start) // (2 * max(1, workers)))
-        tables.append(pa.Table.from_pylist(items[start:stop]))
+        yield items[start:stop]
         start = stop
-    return tables
 
 
 def _at_once() -> int | None:
@@ -66,8 +67,9 @@ class Told:
 
     stage: Callable[[Item], Item]
 
-    def __call__(self, item: Item) -> Item:
+    def __call__(self, row: Item) -> Iterator[Item]:
+        """`ITEMS` (pickled) → an answer each."""
         try:
-            return self.stage(item)
+            yield from map(self.stage, pickle.loads(row[ITEMS]))
         except AtelierError as error:
-            return {RAISED: pickle.dumps(error)}
+            yield {RAISED: pickle.dumps(error)}

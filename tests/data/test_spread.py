@@ -7,14 +7,14 @@ import sys
 
 import pytest
 
-from pipeline.data.spread import blocks
+from pipeline.data.spread import shares
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 1), (7, 1), (25, 2), (1000, 16), (3, 0)])
-def test_blocks_hold_all_items_in_order_and_end_with_single_ones(count: int, workers: int) -> None:
-    tables = blocks([{"number": number} for number in range(count)], workers)
-    assert [row["number"] for table in tables for row in table.to_pylist()] == list(range(count))
-    sizes = [len(table) for table in tables]
+def test_shares_hold_all_items_in_order_and_end_with_single_ones(count: int, workers: int) -> None:
+    found = list(shares([{"number": number} for number in range(count)], workers))
+    assert [item["number"] for share in found for item in share] == list(range(count))
+    sizes = [len(share) for share in found]
     assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
     assert sizes[0] <= max(1, count // (2 * max(1, workers)))
 
