@@ -67,9 +67,9 @@ class Told:
 
     stage: Callable[[Item], Item]
 
-    def __call__(self, row: Item) -> Iterator[Item]:
-        """`ITEMS` (pickled) → an answer each."""
+    def __call__(self, row: Item) -> list[Item]:
+        """`ITEMS` (pickled) → an answer each, or `RAISED` alone: the rows of a block have the same keys."""
         try:
-            yield from map(self.stage, pickle.loads(row[ITEMS]))
+            return [self.stage(item) for item in pickle.loads(row[ITEMS])]
         except AtelierError as error:
-            yield {RAISED: pickle.dumps(error)}
+            return [{RAISED: pickle.dumps(error)}]
