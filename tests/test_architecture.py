@@ -12,7 +12,7 @@ PIPELINE = sorted(Path("pipeline").rglob("*.py"))
 JOBS = sorted(Path("jobs").rglob("*.py"))
 
 RAY_ROOMS = {
-    "pipeline/data/prepare.py",
+    "pipeline/data/spread.py",
     "pipeline/training/worker.py",
     "pipeline/training/launch.py",
     "pipeline/training/lean_trainer.py",

@@ -64,7 +64,9 @@ def describe(parts: Sequence[Part], selection: Selection, modality: Modality) ->
         "leakage": _leakage(parts, selection),
         "notes": list(selection.notes),
     }
-    lengths = rows.numbers["width"] * rows.numbers["height"] if modality == "image" else rows.numbers["length"]
+    lengths = rows.numbers["length"]
+    if modality == "image":
+        lengths = rows.numbers["width"].astype(np.int64) * rows.numbers["height"]
     if kept.any() and lengths[kept].any():
         report["lengths"] = {"unit": UNITS[modality], **_summary(lengths[kept])}
     return report
@@ -72,10 +74,15 @@ def describe(parts: Sequence[Part], selection: Selection, modality: Modality) ->
 
 def values_of(parts: Sequence[Part], rows: Rows, chosen: np.ndarray, *names: str) -> list[tuple[Any, ...]]:
     """Columns of a few rows, in their order."""
-    found = []
-    for row in chosen:
-        table = parts[rows.part[row]].rows(rows.row[row : row + 1], names)
-        found.append(tuple(table[name][0].as_py() for name in names))
+    found: list[tuple[Any, ...]] = [()] * len(chosen)
+    part = rows.part[chosen]
+    for place in np.unique(part):
+        mine = np.flatnonzero(part == place)
+        numbers, back = np.unique(rows.row[chosen[mine]], return_inverse=True)
+        table = parts[place].rows(numbers, names)
+        values = list(zip(*(table[name].to_pylist() for name in names), strict=True))
+        for at, number in zip(mine.tolist(), back.tolist(), strict=True):
+            found[at] = values[number]
     return found
 
 

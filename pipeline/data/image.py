@@ -124,6 +124,12 @@ class ImageCodec(PictureCodec):
         """uint8 `[H, W, C]` as uint8 `[C, H, W]`."""
         return self.shape(raw)[0].transpose(2, 0, 1).copy()
 
+    def encode_batch(self, raws: Sequence[np.ndarray]) -> list[np.ndarray]:
+        if not raws:
+            return []
+        pictures = np.stack([self.shape(raw)[0] for raw in raws])
+        return list(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Floats `[C, H, W]` in [0, 1] (cut to it) as uint8 `[H, W, C]`."""
         pixels = np.clip(np.asarray(example, np.float32), 0, 1) * 255

@@ -9,17 +9,14 @@ continued by the next one, and two at once write the same. Assumes that Ray is i
 from __future__ import annotations
 
 import json
-import logging
-import pickle
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import ray
-import ray.data
 
 from pipeline.data import near
 from pipeline.data.card import describe, values_of
@@ -28,23 +25,22 @@ from pipeline.data.cleaning import Lists, read_lists
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.corpus import open_corpus
 from pipeline.data.cuts import plan_shards
-from pipeline.data.duplicates import near_pairs
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
 from pipeline.data.prepared import Prepared, Records, find_prepared
 from pipeline.data.records import Corpus, Unit
-from pipeline.data.selection import Rows, Selection, load_rows, select, stale_parts
+from pipeline.data.selection import Rows, Selection, load_rows, put_numbers, select, stale_parts
 from pipeline.data.shards import rows_per_shard
+from pipeline.data.spread import spread
 from pipeline.data.stages import COUNTED, CountStage, CutStage, EncodeStage, ReadStage, part_texts
 from pipeline.data.work import work_folder
-from pipeline.errors import AtelierError, CorpusError
+from pipeline.errors import CorpusError
 from pipeline.progress import Progress, silent
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
-RAISED = "raised"
-MOST_BLOCKS = 4096
+INLINE_THREADS = 2
 INLINE_ROWS = 60_000
 """Up to so many rows, near duplicates are sought and characters counted in the driver: Ray tasks would take longer."""
 
@@ -166,7 +162,7 @@ class _Preparation:
         stage = ReadStage(self.corpus, self.codec.state(), data, self.lists, there)
         total, done = sum(unit["bytes"] for unit in units) // 2**20, 0
         items = [{"unit": json.dumps(unit), "bytes": unit["bytes"]} for unit in units]
-        for answer in self._spread(items, stage):
+        for answer in spread(items, stage):
             done += answer["bytes"]
             self.progress("prepare", done // 2**20, total, "reading, MB")
         self.files_read += len({name for unit in units for name, _ in unit["files"]})
@@ -200,22 +196,17 @@ class _Preparation:
         alive = np.flatnonzero(rows.alive)
         _, first = np.unique(rows.content[alive], return_index=True)  # exact duplicates are joined without a search
         chosen = alive[np.sort(first)]
-        modality, similarity = self.codec.modality, self.spec.data.duplicates.similarity
-        table = near.gather_signatures(self.parts, rows, chosen, modality)
-        signed = table.any(axis=1)
-        table, chosen = table[signed], chosen[signed]
-        items = near.bands(modality)
-        if len(chosen) <= INLINE_ROWS:
-            found = [near_pairs(table, item["band"], modality, similarity) for item in items]
-        else:
-            near.save_signatures(self.work, table)
-            del table
-            found = []
-            for answer in self._spread(items, near.PairStage(self.work, modality, similarity)):
+        if not len(chosen):
+            return np.zeros((0, 2), np.int64)
+        near.save_signatures(self.work, self.parts, rows, chosen, self.codec.modality)
+        stage = near.PairStage(self.work, len(chosen), self.codec.modality, self.spec.data.duplicates.similarity)
+        items, found = near.bands(self.codec.modality), [np.zeros((0, 2), np.int64)]
+        with ThreadPoolExecutor(INLINE_THREADS) as threads:
+            answers = threads.map(stage, items) if len(chosen) <= INLINE_ROWS else spread(items, stage)
+            for done, answer in enumerate(answers, start=1):
                 found.append(np.frombuffer(answer["pairs"], np.int64).reshape(-1, 2))
-                self.progress("prepare", len(found), len(items), "looking for near duplicates")
-        pairs = np.unique(np.concatenate(found), axis=0) if found else np.zeros((0, 2), np.int64)
-        return chosen[pairs]
+                self.progress("prepare", done, len(items), "looking for near duplicates")
+        return chosen[np.unique(np.concatenate(found), axis=0)]
 
     # --- fitting, encoding, cutting ---------------------------------------------------------------------------
 
@@ -228,7 +219,7 @@ class _Preparation:
             items = self._items(selection.rows, chosen)
             stage = CountStage(codec.state(), self.parts)
             counts: Counter[str] = Counter()
-            answers = self._spread(items, stage) if len(chosen) > INLINE_ROWS else map(stage, items)
+            answers = spread(items, stage) if len(chosen) > INLINE_ROWS else map(stage, items)
             for answer in answers:
                 counts.update(json.loads(answer["counts"]))
             codec.fit_counts(counts)  # type: ignore[attr-defined]
@@ -257,11 +248,11 @@ class _Preparation:
         kept = np.flatnonzero(selection.side < len(SPLITS))
         items = self._items(rows, kept)
         done = 0
-        for answer in self._spread(items, EncodeStage(self.codec.state(), self.parts, self.work)):
+        for answer in spread(items, EncodeStage(self.codec.state(), self.parts, self.work)):
             mine = kept[rows.part[kept] == answer["part"]]
             mine = mine[np.argsort(rows.row[mine], kind="stable")]
             for name in COUNTED:
-                rows.numbers[name][mine] = np.frombuffer(answer[name], np.int64)
+                put_numbers(rows.numbers, name, mine, np.frombuffer(answer[name], np.int64))
             done += len(mine)
             self.progress("prepare", done, len(kept), "encoding")
 
@@ -274,7 +265,7 @@ class _Preparation:
         coded = self.work if self.codec.needs_fit else None
         answers: dict[str, list[dict[str, Any]]] = {split: [] for split in SPLITS}
         stage = CutStage(self.parts, coded, self.folder, layout)
-        for done, answer in enumerate(self._spread(items, stage), start=1):
+        for done, answer in enumerate(spread(items, stage), start=1):
             answers[answer["split"]].append(answer)
             self.progress("prepare", done, len(items), "writing shards")
         entries = {split: self._entry(selection, split, answers[split]) for split in SPLITS}
@@ -314,38 +305,8 @@ class _Preparation:
             f"(now {self.spec.data.split.model_dump()}), data.limit or evaluation.split, or bring more records"
         )
 
-    # --- Ray Data ---------------------------------------------------------------------------------------------
-
-    def _spread(self, items: list[dict[str, Any]], stage: Callable[[dict[str, Any]], Any]) -> Iterator[dict[str, Any]]:
-        """The stage's answers, as they come, from Ray Data's workers; its own errors as they were raised."""
-        if not items:
-            return
-        # A block an item, so that they are shared out one by one; of very many, a few together.
-        given = ray.data.from_items(items, override_num_blocks=min(len(items), MOST_BLOCKS))
-        dataset = given.map(_Told(stage))
-        dataset.context.enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.WARNING)
-        logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-        for answer in dataset.iter_rows():
-            if RAISED in answer:
-                raise pickle.loads(answer[RAISED])
-            yield answer
-
     def _timed(self, name: str, call: Callable[[], Any]) -> Any:
         start = time.monotonic()
         value = call()
         self.seconds[name] = time.monotonic() - start
         return value
-
-
-@dataclass
-class _Told:
-    """A stage whose own errors come back as answers: Ray Data wraps what is raised, and loses it on the way."""
-
-    stage: Callable[[dict[str, Any]], dict[str, Any]]
-
-    def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        try:
-            return self.stage(item)
-        except AtelierError as error:
-            return {RAISED: pickle.dumps(error)}

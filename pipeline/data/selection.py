@@ -1,6 +1,6 @@
 """Selection: which rows of the parts are kept, on which side, in which order; what a prepared set will hold.
 
-Runs on the driver over small columns only (about a hundred bytes a row); near-duplicate pairs come from outside, found
+Runs on the driver over small columns only (about fifty bytes a row); near-duplicate pairs come from outside, found
 by Ray's workers. Everything is a function of the corpus's content, not of the parts that it was read in.
 """
 
@@ -20,8 +20,12 @@ from pipeline.data.splits import Belonging, Leakage, assign
 from pipeline.spec import DataSpec
 
 NO_SIDE = len(SPLITS)
-SMALL = ("file", "index", "piece", "record", "content", "group", "given", "error", "dropped")
+PLACES = ("file", "index", "piece")
 NUMBERS = ("tokens", "characters", "utf8_bytes", "unknown", "length", "width", "height")
+_COLUMNS: dict[str, type] = {
+    **{"part": np.int32, "row": np.int32, "record": np.uint64, "content": np.uint64, "group": np.uint64},
+    **{"given": np.int8, "error": np.bool_, "dropped": np.bool_},
+}
 
 
 @dataclass
@@ -29,8 +33,8 @@ class Rows:
     """All rows of the corpus in its order, N of them, as columns.
 
     `part`, `row`: where each is; `record`, `content`, `group`: uint64; `given` int8, a place in SPLITS or -1;
-    `failed` and `dropped` bool: quarantined, or dropped while reading; `numbers`: NUMBERS int64 `[N]`, which encoding
-    fills in where the codec had to be fitted first.
+    `failed` and `dropped` bool: quarantined, or dropped while reading; `numbers`: NUMBERS, signed integers `[N]` of any
+    width, which encoding fills in where the codec had to be fitted first.
     """
 
     part: np.ndarray
@@ -59,28 +63,55 @@ class Rows:
 
 def load_rows(parts: Sequence[Part], wanted: Sequence[np.ndarray]) -> Rows:
     """The rows of `parts` in the corpus's order; `wanted[p]` int64 says for each file of part p its rank among the
-    corpus's files, or -1 where the part's rows of it are not wanted."""
-    columns: dict[str, list[np.ndarray]] = {name: [] for name in (*SMALL, *NUMBERS, "part", "row")}
-    for place, (part, ranks) in enumerate(zip(parts, wanted, strict=True)):
-        table = part.column_table([*SMALL, *NUMBERS])
+    corpus's files, or -1 where the part's rows of it are not wanted.
+
+    A column at a time is brought into the order, in the smallest type that holds it.
+    """
+    mine, keys = [], []
+    for part, ranks in zip(parts, wanted, strict=True):
+        table = part.column_table(PLACES)
         rank = ranks[table["file"].to_numpy()]
-        mine = np.flatnonzero(rank >= 0)
-        columns["part"].append(np.full(len(mine), place, np.int32))
-        columns["row"].append(mine.astype(np.int32))
-        columns["file"].append(rank[mine].astype(np.int32))
-        for name in ("index", "piece", "record", "content", "group", "given", *NUMBERS):
-            columns[name].append(pc.fill_null(table[name], 0).to_numpy()[mine])
+        mine.append(np.flatnonzero(rank >= 0).astype(np.int32))
+        keys.append([rank[mine[-1]], *(table[name].to_numpy()[mine[-1]] for name in PLACES[1:])])
+    file, index, piece = (_narrowed(np.concatenate(values)) for values in zip(*keys, strict=True))
+    order = np.lexsort((piece, index, file)).astype(np.int32)
+    place = np.empty(len(order), np.int32)
+    place[order] = np.arange(len(order), dtype=np.int32)
+    columns = {name: np.zeros(len(order), np.int8) for name in NUMBERS}
+    columns |= {name: np.zeros(len(order), dtype) for name, dtype in _COLUMNS.items()}
+    start = 0
+    for number, (part, rows) in enumerate(zip(parts, mine, strict=True)):
+        where = place[start : start + len(rows)]
+        start += len(rows)
+        columns["part"][where], columns["row"][where] = number, rows
+        table = part.column_table([*(name for name in _COLUMNS if name not in ("part", "row")), *NUMBERS])
+        for name in ("record", "content", "group", "given"):
+            columns[name][where] = pc.fill_null(table[name], 0).to_numpy()[rows]
         for name in ("error", "dropped"):
-            columns[name].append(pc.is_valid(table[name]).to_numpy()[mine])
-    joined = {name: np.concatenate(values) for name, values in columns.items()}
-    order = np.lexsort((joined["piece"], joined["index"], joined["file"]))
-    joined = {name: values[order] for name, values in joined.items()}
+            columns[name][where] = pc.is_valid(table[name]).to_numpy()[rows]
+        for name in NUMBERS:
+            put_numbers(columns, name, where, pc.fill_null(table[name], 0).to_numpy()[rows])
     return Rows(
-        **{name: joined[name] for name in ("part", "row", "piece", "record", "content", "group", "given")},
-        failed=joined["error"],
-        dropped=joined["dropped"],
-        numbers={name: joined[name] for name in NUMBERS},
+        **{name: columns[name] for name in ("part", "row", "record", "content", "group", "given")},
+        piece=piece[order],
+        failed=columns["error"],
+        dropped=columns["dropped"],
+        numbers={name: columns[name] for name in NUMBERS},
     )
+
+
+def put_numbers(columns: dict[str, np.ndarray], name: str, where: np.ndarray, values: np.ndarray) -> None:
+    """Put signed integers into the places `where` of a column, which becomes as wide as they need."""
+    kind = np.promote_types(columns[name].dtype, _narrowed(values).dtype)
+    columns[name] = columns[name].astype(kind, copy=False)
+    columns[name][where] = values
+
+
+def _narrowed(values: np.ndarray) -> np.ndarray:
+    """Integers as the smallest signed type that holds them."""
+    least, most = int(values.min(initial=0)), int(values.max(initial=0))
+    kind = np.promote_types(np.min_scalar_type(min(least, -1)), np.min_scalar_type(-most - 1))
+    return values.astype(kind, copy=False)
 
 
 def stale_parts(parts: Sequence[Part], opt_out: OptOut) -> list[Part]:
@@ -131,8 +162,8 @@ def select(rows: Rows, pairs: np.ndarray, data: DataSpec, origin_of: Callable[[i
     """
     alive = rows.alive
     same = _same_content(rows, alive)
-    linked = np.concatenate([pairs, np.stack([same, np.arange(len(rows))], axis=1)[same != np.arange(len(rows))]])
-    clusters = cluster(len(rows), linked)
+    later = np.flatnonzero(same != np.arange(len(rows)))
+    clusters = cluster(len(rows), np.concatenate([pairs, np.stack([same[later], later], axis=1)]))
     leakage, notes = Leakage(), tuple[str, ...]()
     if data.split.kind == "position":
         side = np.where(alive, rows.given, NO_SIDE).astype(np.uint8)

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from pipeline.data.duplicates.clusters import cluster
 from pipeline.errors import CorpusError
 from pipeline.spec import SplitSpec
 
@@ -137,25 +138,23 @@ def assign_split(record_id: str, given: str | None, split: SplitSpec) -> str:
 
 def _units(rows: Belonging) -> np.ndarray:
     """The unit of each row, int64 `[N]` of 0, 1, …: connected over clusters, groups and records."""
-    count = len(rows.ids)
-    links = [_link_to_first(rows.ids)]
+    links = [_links_to_first(rows.ids)]
     if rows.cluster is not None:
-        links.append(_link_to_first(rows.cluster))
+        links.append(_links_to_first(rows.cluster))
     if rows.group is not None:
         named = np.flatnonzero(rows.group)
-        links.append(named[_link_to_first(rows.group[named])])
-    from scipy.sparse import coo_array  # a third of a second that Ray's workers, who never come here, need not wait
-    from scipy.sparse.csgraph import connected_components
-
-    joined = np.concatenate(links)
-    graph = coo_array((np.ones(len(joined), np.int8), (joined[:, 0], joined[:, 1])), shape=(count, count))
-    return np.asarray(connected_components(graph, directed=False)[1], np.int64)
+        links.append(named[_links_to_first(rows.group[named])])
+    first = cluster(len(rows.ids), np.concatenate(links))
+    number = np.cumsum(first == np.arange(len(first))) - 1
+    return np.asarray(number[first], np.int64)
 
 
-def _link_to_first(labels: np.ndarray) -> np.ndarray:
-    """Each place with the first of the same label, int64 `[places, 2]`."""
+def _links_to_first(labels: np.ndarray) -> np.ndarray:
+    """Each place that is not the first of its label, with the first, int64 `[any, 2]`."""
     _, first, inverse = np.unique(labels, return_index=True, return_inverse=True)
-    return np.stack([np.arange(len(labels)), first[inverse]], axis=1)
+    first = first[inverse]
+    later = np.flatnonzero(first != np.arange(len(labels)))
+    return np.stack([later, first[later]], axis=1)
 
 
 def _positions(rows: Belonging, unit: np.ndarray) -> tuple[np.ndarray, bool]:

@@ -48,6 +48,16 @@ def test_two_byte_tokens_become_int32() -> None:
     assert loaded.dtype == torch.int32 and loaded.max() == 59_999
 
 
+@pytest.mark.parametrize(("highest", "codec"), [(256, "UNCOMPRESSED"), (16, "ZSTD")])
+def test_what_does_not_become_smaller_is_stored_as_it_is(highest: int, codec: str, tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, highest, (500, 1, 3, 2), dtype=np.uint8)
+    prepared = write_prepared(open_store(str(tmp_path)), PICTURES, x, 500)
+    group = pq.ParquetFile(prepared.store.local_path("train-00000.parquet")).metadata.row_group(0)
+    compressions = {group.column(i).path_in_schema: group.column(i).compression for i in range(group.num_columns)}
+    assert compressions == {"id": "ZSTD", "origin": "ZSTD", "label": "ZSTD", "x": codec}
+    np.testing.assert_array_equal(prepared.load_split("train").x.numpy(), x)
+
+
 @pytest.mark.parametrize("dtype", ["uint8", "uint16", "int16", "int32", "float32"])
 def test_any_parquet_reader_has_the_examples_with_their_type_and_shape(dtype: str, tmp_path: Path) -> None:
     layout = replace(PICTURES, stored_dtype=dtype)

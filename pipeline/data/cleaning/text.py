@@ -127,10 +127,14 @@ def _share_of_phrases(word: np.ndarray, length: np.ndarray, count: int) -> float
 
 def symbol_share(text: str) -> float:
     """The share of the characters of `text` that are neither letter, digit, mark nor space, in [0, 1]."""
-    counts = Counter(text)
-    symbols = sum(
-        count
-        for character, count in counts.items()
-        if not character.isspace() and unicodedata.category(character)[0] not in "LNMZ"
-    )
+    if text.isascii():  # thirty times as fast as looking at each character
+        return len(text.encode("ascii").translate(None, _ASCII_NO_SYMBOLS)) / max(1, len(text))
+    symbols = sum(count for character, count in Counter(text).items() if _is_symbol(character))
     return symbols / max(1, len(text))
+
+
+def _is_symbol(character: str) -> bool:
+    return not character.isspace() and unicodedata.category(character)[0] not in "LNMZ"
+
+
+_ASCII_NO_SYMBOLS = bytes(code for code in range(128) if not _is_symbol(chr(code)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import unicodedata
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -47,28 +48,58 @@ def sign(text: str) -> bytes:
 
     Case, punctuation, white space and forms of the same character (NFKC) do not count.
     """
-    blocks = range(0, len(text), CHARACTERS_AT_ONCE)
-    tokens = np.concatenate([_token_hashes(text[at : at + CHARACTERS_AT_ONCE]) for at in blocks] or [_NO_TOKENS])
-    if len(tokens) < MIN_TOKENS:
-        return b""
+    return sign_batch([text])[0]
+
+
+def sign_batch(texts: Sequence[str]) -> list[bytes]:
+    """The signature of each of `texts`; many short ones at once, which is twice as fast."""
+    signed: list[bytes] = []
+    group: list[str] = []
+    size = 0
+    for text in texts:
+        group.append(text)
+        size += len(text)
+        if size >= CHARACTERS_AT_ONCE:
+            signed += _sign_group(group)
+            group, size = [], 0
+    return signed + _sign_group(group)
+
+
+def _sign_group(texts: Sequence[str]) -> list[bytes]:
+    tokens = _tokens_of_each(texts)
+    sizes = np.array([len(each) for each in tokens], np.int64)
+    least = np.zeros((len(texts), VALUES), np.uint32)
+    together = np.flatnonzero((sizes >= MIN_SHINGLED_TOKENS) & (sizes <= SHINGLES_AT_ONCE))
+    if len(together):
+        hashes = _shingle_hashes(np.concatenate([tokens[row] for row in together]), SHINGLE)
+        ends = np.cumsum(sizes[together])
+        for row, start, end in zip(together, ends - sizes[together], ends, strict=True):
+            least[row] = (_permutations() * hashes[start : end - SHINGLE + 1]).min(axis=1)
+    for row in np.flatnonzero((sizes >= MIN_TOKENS) & ~np.isin(np.arange(len(texts)), together)):
+        least[row] = _least_alone(tokens[row])
+    # The least of many has zeros on top: the product's upper half depends on all bits.
+    least *= np.uint32(_MULTIPLIER & 0xFFFFFFFF | 1)
+    values = (least >> np.uint32(16)).astype("<u2")
+    return [row.tobytes() if size >= MIN_TOKENS else b"" for row, size in zip(values, sizes, strict=True)]
+
+
+def _least_alone(tokens: np.ndarray) -> np.ndarray:
+    """The least hashes of one text of any length, uint32 `[VALUES]`, a bounded number of shingles at a time."""
     size = SHINGLE if len(tokens) >= MIN_SHINGLED_TOKENS else len(tokens)
-    factors = _permutations()
     least = np.full(VALUES, 2**32 - 1, np.uint32)
     for start in range(0, len(tokens) - size + 1, SHINGLES_AT_ONCE):
         shingles = _shingle_hashes(tokens[start : start + SHINGLES_AT_ONCE + size - 1], size)
-        np.minimum(least, (factors * shingles).min(axis=1), out=least)
-    # The least of many has zeros on top: the product's upper half depends on all bits.
-    least *= np.uint32(_MULTIPLIER & 0xFFFFFFFF | 1)
-    return (least >> np.uint32(16)).astype("<u2").tobytes()
+        np.minimum(least, (_permutations() * shingles).min(axis=1), out=least)
+    return least
 
 
 def band_keys(signatures: np.ndarray, band: int) -> np.ndarray:
     """uint8 `[N, SIGNATURE_BYTES]` → uint64 `[N, 2]`: three values of each signature, and the next three to order
     those that agree in them."""
-    values = np.ascontiguousarray(signatures).view("<u2").astype(np.uint64)
+    values = np.ascontiguousarray(signatures).view("<u2")
     keys = []
     for first in (band, (band + 1) % BANDS):
-        rows = values[:, first * ROWS_PER_BAND : (first + 1) * ROWS_PER_BAND]
+        rows = values[:, first * ROWS_PER_BAND : (first + 1) * ROWS_PER_BAND].astype(np.uint64)
         keys.append(rows[:, 0] << np.uint64(32) | rows[:, 1] << np.uint64(16) | rows[:, 2])
     return np.stack(keys, axis=1)
 
@@ -80,29 +111,56 @@ def similarity(first: np.ndarray, second: np.ndarray) -> np.ndarray:
     return np.asarray((first.view("<u2") == second.view("<u2")).mean(axis=1), np.float32)
 
 
-def _token_hashes(text: str) -> np.ndarray:
-    """A hash of each word in order, uint64 `[words]`: a polynomial in the word's code points, modulo 2^64."""
+def _tokens_of_each(texts: Sequence[str]) -> list[np.ndarray]:
+    """A hash of each word of each text in order, uint64 `[words]` a text."""
+    tokens = [_NO_TOKENS] * len(texts)
+    plain = [row for row, text in enumerate(texts) if text.isascii() and len(text) <= CHARACTERS_AT_ONCE]
+    if plain:
+        codes = [texts[row].encode("ascii").translate(_ASCII, b"'") for row in plain]
+        ends = np.cumsum([len(each) + 1 for each in codes])
+        starts, hashes = _hashes_of_words(*_ascii_words(b" ".join(codes)))
+        for row, found in zip(plain, np.split(hashes, np.searchsorted(starts, ends[:-1])), strict=True):
+            tokens[row] = found
+    for row in set(range(len(texts))) - set(plain):
+        text = texts[row]
+        blocks = [text[at : at + CHARACTERS_AT_ONCE] for at in range(0, len(text), CHARACTERS_AT_ONCE)]
+        tokens[row] = np.concatenate([_hashes_of_words(*_words(block))[1] for block in blocks])
+    return tokens
+
+
+def _ascii_words(codes: bytes) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """As `_words` of what `_ASCII` made of a text."""
+    points = np.frombuffer(codes, np.uint8)
+    inside = points != 32
+    begins = inside.copy()
+    begins[1:] &= ~inside[:-1]
+    return points, inside, begins
+
+
+def _words(text: str) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The code points that count, integers `[n]`; which are of words, and which begin one, bool `[n]`."""
     if text.isascii():
-        codes = np.frombuffer(text.encode("ascii").translate(_ASCII, b"'"), np.uint8)
-        inside = codes != 32
-        begins = inside.copy()
-        begins[1:] &= ~inside[:-1]
-    else:
-        folded = unicodedata.normalize("NFKC", text).casefold()
-        codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
-        classes = _character_classes()[codes]
-        codes, classes = codes[classes != _NOTHING], classes[classes != _NOTHING]
-        inside = classes != _SPACE
-        begins = classes == _IDEOGRAM
-        before = np.concatenate(([_SPACE], classes[:-1]))
-        begins |= (classes == _LETTER) & (before != _LETTER)
+        return _ascii_words(text.encode("ascii").translate(_ASCII, b"'"))
+    folded = unicodedata.normalize("NFKC", text).casefold()
+    codes = np.frombuffer(folded.encode("utf-32-le", "surrogatepass"), np.uint32)
+    classes = _character_classes()[codes]
+    codes, classes = codes[classes != _NOTHING], classes[classes != _NOTHING]
+    begins = classes == _IDEOGRAM
+    before = np.concatenate(([_SPACE], classes[:-1]))
+    begins |= (classes == _LETTER) & (before != _LETTER)
+    return codes, classes != _SPACE, begins
+
+
+def _hashes_of_words(codes: np.ndarray, inside: np.ndarray, begins: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Where words begin, int64 `[words]`, and a hash of each, uint64 `[words]`: a polynomial in its code points, modulo
+    2^64."""
     starts = np.flatnonzero(begins)
     if len(starts) == 0:
-        return _NO_TOKENS
+        return starts, _NO_TOKENS
     powers, inverses = _powers(len(codes).bit_length())
     terms = (codes * inside) * powers[: len(codes)]
     # What stands before the first word is zeros; dividing by the power at its start makes a word its own wherever.
-    return np.asarray(np.add.reduceat(terms, starts) * inverses[starts], np.uint64)
+    return starts, np.asarray(np.add.reduceat(terms, starts) * inverses[starts], np.uint64)
 
 
 def _shingle_hashes(tokens: np.ndarray, size: int) -> np.ndarray:

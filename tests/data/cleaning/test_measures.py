@@ -57,7 +57,7 @@ def test_longer_repeated_phrases_never_cover_more(words: list[str]) -> None:
     assert 0 <= share <= 1
 
 
-@given(st.text(alphabet="ab, .\n#é\u0301中5", max_size=40))
+@given(st.text(alphabet="ab, .\n#é\u0301中5", max_size=40) | st.text(st.characters(max_codepoint=127), max_size=40))
 def test_symbol_share_is_what_counting_gives(text: str) -> None:
     symbols = [c for c in text if not c.isspace() and unicodedata.category(c)[0] not in "LNM"]
     assert symbol_share(text) == (len(symbols) / len(text) if text else 0)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pipeline.data.duplicates import sign, similar, stack
-from pipeline.data.duplicates.text import CHARACTERS_AT_ONCE, MIN_TOKENS, VALUES, _token_hashes
+from pipeline.data.duplicates import sign, sign_batch, similar, stack
+from pipeline.data.duplicates.text import CHARACTERS_AT_ONCE, MIN_TOKENS, VALUES, _tokens_of_each
 
 ENGLISH = "It was the best of times, it was the worst of times, it was the age of wisdom, it was the age of foolishness"
 CHINESE = "秦川雄帝宅，函谷壯皇居。綺殿千尋起，離宮百雉餘。"
@@ -42,9 +42,15 @@ def test_case_space_and_punctuation_do_not_count(words: list[str], gap: str, cas
 @given(st.lists(st.text("abc'xyz", max_size=9), max_size=20))
 def test_words_have_one_hash_wherever_they_stand_and_whatever_is_around(words: list[str]) -> None:
     text = " ".join(words)
-    hashes = _token_hashes(text)
-    assert np.array_equal(_token_hashes(f"... {text} naïve")[:-1], hashes)
+    hashes, beside, among = _tokens_of_each([text, text, f"... {text} naïve"])
+    assert np.array_equal(beside, hashes) and np.array_equal(among[:-1], hashes)
     assert len(hashes) == sum(word.replace("'", "") != "" for word in words)
+
+
+def test_texts_signed_together_are_signed_as_alone() -> None:
+    long = " ".join(f"w{number}" for number in range(5000))
+    texts = ["", ENGLISH, SHORT, CHINESE, "Emma", long, ENGLISH + " …", "x" * (CHARACTERS_AT_ONCE + 1), "'", SHORT]
+    assert sign_batch(texts, "text") == [sign(text, "text") for text in texts]
 
 
 def test_fewer_words_than_say_anything_have_no_signature() -> None:

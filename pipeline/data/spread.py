@@ -1,0 +1,75 @@
+"""Spreading work items over Ray Data's workers.  [ray]
+
+The driver's side is `spread`; a worker imports this module for `Told`, so nothing heavier than Ray may be imported
+here: with torch behind it a worker started a second and a half later. Assumes that Ray is initialised.
+"""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+import ray.data
+from ray.data import TaskPoolStrategy
+
+from pipeline.errors import AtelierError
+
+ITEMS = "items"
+RAISED = "raised"
+
+Item = dict[str, Any]
+
+
+def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
+    """The stage's answer to each item, as they come, from Ray Data's workers; its own errors as they were raised."""
+    if not items:
+        return
+    at_once = _at_once()
+    rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, at_once or int(ray.cluster_resources()["CPU"]))]
+    # Not `from_arrow`, which sends a task to other workers for the size of each block.
+    given = ray.data.from_items(rows, override_num_blocks=len(rows))
+    dataset = given.flat_map(Told(stage), compute=TaskPoolStrategy(at_once))
+    dataset.context.enable_progress_bars = False
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
+    for answer in dataset.iter_rows():
+        if RAISED in answer:
+            raise pickle.loads(answer[RAISED])
+        yield answer
+
+
+def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
+    """The items in order in shares, each of which is one task: half of what is left shared out among the workers, so
+    that the last ones are single. Ray Data sees what has ended ten times a second, and a worker waits for that."""
+    start = 0
+    while start < len(items):
+        stop = start + max(1, (len(items) - start) // (2 * max(1, workers)))
+        yield items[start:stop]
+        start = stop
+
+
+def _at_once() -> int | None:
+    """How many tasks keep all processors busy, where Ray was told of more than there are; each of more workers would
+    first import all that the others have imported."""
+    from pipeline.ray_session import free_slots
+
+    real = free_slots(1)
+    return real if 0 < real < int(ray.cluster_resources().get("CPU", 0)) else None
+
+
+@dataclass
+class Told:
+    """A stage whose own errors come back as answers: Ray Data wraps what is raised, and loses it on the way."""
+
+    stage: Callable[[Item], Item]
+
+    def __call__(self, row: Item) -> list[Item]:
+        """`ITEMS` (pickled) → an answer each, or `RAISED` alone: the rows of a block have the same keys."""
+        try:
+            return [self.stage(item) for item in pickle.loads(row[ITEMS])]
+        except AtelierError as error:
+            return [{RAISED: pickle.dumps(error)}]

@@ -1,0 +1,28 @@
+"""Sharing work items out, as far as it needs no Ray."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+from pipeline.data.spread import shares
+
+
+@pytest.mark.parametrize(("count", "workers"), [(1, 1), (7, 1), (25, 2), (1000, 16), (3, 0)])
+def test_shares_hold_all_items_in_order_and_end_with_single_ones(count: int, workers: int) -> None:
+    found = list(shares([{"number": number} for number in range(count)], workers))
+    assert [item["number"] for share in found for item in share] == list(range(count))
+    sizes = [len(share) for share in found]
+    assert sizes == sorted(sizes, reverse=True) and sizes[-1] == 1
+    assert sizes[0] <= max(1, count // (2 * max(1, workers)))
+
+
+def test_a_worker_that_is_sent_a_stage_imports_no_torch() -> None:
+    code = (
+        "import sys, pipeline.data.spread, pipeline.data.stages, pipeline.data.near;"
+        "print([name for name in ('torch', 'mlflow', 'matplotlib', 'scipy') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
