@@ -15,8 +15,10 @@ import platform
 import socket
 import sqlite3
 import subprocess
+import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -105,6 +107,11 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
         if _is_server(uri):
             client.search_experiments(max_results=1)
     return client
+
+
+def has_store(uri: str) -> bool:
+    """Whether there can be something at `uri`: an SQLite file that is not there yet holds no model."""
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
 
 
 def import_mlflow() -> ModuleType:
@@ -297,6 +304,25 @@ def _git(*arguments: str) -> str:
 
 
 # --- reading ------------------------------------------------------------------------------------------------
+
+
+def read_artifact(tracking_uri: str, run_id: str, file: str) -> bytes | None:
+    """The contents of a file that a run has; None when it has none of that name. Raises: TrackingError."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: {file} of run {run_id} cannot be read"), tempfile.TemporaryDirectory() as folder:
+        parent, _, _ = file.rpartition("/")
+        if file not in {item.path for item in client.list_artifacts(run_id, parent or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, file, folder)).read_bytes()
+
+
+def read_run(tracking_uri: str, run_id: str) -> dict[str, str]:
+    """The tags of a run, with its `status`, `name` and `started_at` (UTC). Raises: TrackingError."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: the run {run_id} cannot be read"):
+        run = client.get_run(run_id)
+    started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
+    return {**run.data.tags, "status": run.info.status, "name": run.info.run_name, "started_at": started}
 
 
 def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:

@@ -61,6 +61,7 @@ from pipeline.spec.model import (
     RnnSpec,
     VaeSpec,
 )
+from pipeline.spec.release import Limit, ReleaseSpec
 from pipeline.spec.run import (
     EvaluationSpec,
     RegistrySpec,
@@ -92,6 +93,7 @@ __all__ = [
     "ImageCleaningSpec",
     "ImageCodecSpec",
     "JsonLinesSource",
+    "Limit",
     "LinesSource",
     "LogMelCodecSpec",
     "MlpBackboneSpec",
@@ -105,6 +107,7 @@ __all__ = [
     "RasterCodecSpec",
     "RecurrentBackboneSpec",
     "RegistrySpec",
+    "ReleaseSpec",
     "RnnSpec",
     "RunSpec",
     "SoundCodecSpec",

@@ -19,6 +19,7 @@ from pipeline.spec.data import (
     gives_split,
 )
 from pipeline.spec.model import ConvBackboneSpec, ModelSpec
+from pipeline.spec.release import ReleaseSpec
 
 
 class TrainingSpec(Strict):
@@ -115,6 +116,7 @@ class RunSpec(Strict):
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec = RegistrySpec()
+    release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunSpec:

@@ -23,4 +23,6 @@ class LeanTorchTrainer(TorchTrainer):
         super().__init__(*args, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._needless)]
+        return [
+            callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._needless)
+        ]

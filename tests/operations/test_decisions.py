@@ -16,7 +16,7 @@ from pipeline.data.splits import assign_split
 from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test
 from pipeline.operations.schedule_file import Retraining, load_retraining
-from pipeline.release.registry import Champion
+from pipeline.release.champion import Champion
 from pipeline.storage import Store, open_store
 
 DAY = 86_400
