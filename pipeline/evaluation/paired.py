@@ -25,8 +25,16 @@ from pipeline.models.base import make_generator
 Statistic = Callable[[np.ndarray, np.ndarray], np.ndarray]
 """From values of the champion `[R]` and of the challenger `[R]` to a figure `[R]`, such as their difference."""
 
+FEWEST_FOR_RESAMPLING = 8
+"""With fewer blocks percentiles are too narrow (5 blocks, a mean of normal values, 4,000 simulations: 4.1% of the lower
+ends lie above the truth; 8 blocks 2.7%, 20 blocks 2.8%) and the jackknife, which for a mean is the t interval, is not.
+"""
 LARGEST = 512 * 512
 """Numbers in a block's sums (moments of features) above which a resample costs seconds: the jackknife then does."""
+
+
+ROWS_AT_ONCE = 32
+"""Resamples whose sums lie in memory together."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +64,8 @@ def pair(metric: str, champion: Measured, challenger: Measured, repeats: int = 1
     Percentiles of `repeats` resamples, centred on the value (resampling overstates a distance between sets, of both
     models alike) and expanded for few blocks. Source: Efron and Tibshirani (1993), An Introduction to the Bootstrap,
     section 13.3; expanded percentiles: Hesterberg (2015), What Teachers Should Know About the Bootstrap, section 4.
-    Where the sums of a block are large the interval is the delete-one-block jackknife (the same book, eq. 11.5).
+    With few blocks, or where the sums of a block are large, the interval is the delete-one-block jackknife (the same
+    book, eq. 11.5).
     Raises: ComparisonError when the scores are of different protocols or blocks, or have no better direction.
     """
     check_comparable(metric, champion.score, challenger.score)
@@ -67,10 +76,11 @@ def pair(metric: str, champion: Measured, challenger: Measured, repeats: int = 1
         )
     count = len(champion.blocks)
     stacks = tuple(_stacked(measured) for measured in (champion, challenger))
-    large = max((tensor[0].numel() for stack in stacks for tensor in stack.values()), default=0) > LARGEST
+    largest = max((tensor[0].numel() for stack in stacks for tensor in stack.values()), default=0)
+    without_one = largest > LARGEST or count < FEWEST_FOR_RESAMPLING
     values: list[np.ndarray] = []
     if count >= FEWEST_BLOCKS:
-        weights = _without_one(count) if large else _resamples(count, repeats, seed)
+        weights = _without_one(count) if without_one else _resamples(count, repeats, seed)
         values = [_values(stack, one.value, weights) for stack, one in zip(stacks, (champion, challenger), strict=True)]
 
     def interval(statistic: Statistic) -> Interval | None:
@@ -79,7 +89,7 @@ def pair(metric: str, champion: Measured, challenger: Measured, repeats: int = 1
         found, draws = result.at(statistic), statistic(values[0], values[1])
         if not np.isfinite(draws).all():
             return None
-        return _jackknifed(found, draws) if large else _percentiles(found, draws, count)
+        return _jackknifed(found, draws) if without_one else _percentiles(found, draws, count)
 
     result = Pair(
         metric,
@@ -88,7 +98,7 @@ def pair(metric: str, champion: Measured, challenger: Measured, repeats: int = 1
         str(challenger.score.better),
         challenger.score.unit,
         dict(challenger.score.protocol),
-        f"paired {'jackknife' if large else f'bootstrap ({repeats} resamples)'} over {count} blocks",
+        f"paired {'jackknife' if without_one else f'bootstrap ({repeats} resamples)'} over {count} blocks",
         interval,
     )
     return result
@@ -130,7 +140,8 @@ def _stacked(measured: Measured) -> dict[str, Tensor]:
     """The sums of all blocks `[B, ...]` float64 by name, zero where a block has none of a name."""
     blocks = [measured.blocks[number] for number in sorted(measured.blocks)]
     empty = {name: torch.zeros_like(value) for block in blocks for name, value in block.items()}
-    return {name: torch.stack([block.get(name, zero) for block in blocks]).double() for name, zero in empty.items()}
+    stacks = {name: torch.stack([block.get(name, zero) for block in blocks]) for name, zero in empty.items()}
+    return {name: stack.double() for name, stack in stacks.items()}
 
 
 def _resamples(count: int, repeats: int, seed: int) -> Tensor:
@@ -146,7 +157,12 @@ def _without_one(count: int) -> Tensor:
 
 
 def _values(stack: dict[str, Tensor], value: Callable[[Sums], float], weights: Tensor) -> np.ndarray:
-    return np.array([value({name: torch.tensordot(row, sums, 1) for name, sums in stack.items()}) for row in weights])
+    """The value of the weighted sum of the blocks for each row of `weights` `[R, B]`."""
+    values: list[float] = []
+    for rows in weights.split(ROWS_AT_ONCE):
+        added = {name: (rows @ sums.reshape(len(sums), -1)).view(-1, *sums.shape[1:]) for name, sums in stack.items()}
+        values += [value({name: part[row] for name, part in added.items()}) for row in range(len(rows))]
+    return np.array(values)
 
 
 def _percentiles(found: float, draws: np.ndarray, count: int) -> Interval:

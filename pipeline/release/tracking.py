@@ -317,12 +317,13 @@ def read_artifact(tracking_uri: str, run_id: str, file: str) -> bytes | None:
 
 
 def read_run(tracking_uri: str, run_id: str) -> dict[str, str]:
-    """The tags of a run, with its `status`, `name` and `started_at` (UTC). Raises: TrackingError."""
+    """The tags of a run, with its `status`, `name`, `started_at` (UTC) and its `storage`. Raises: TrackingError."""
     client = connect(tracking_uri)
     with explained(f"{tracking_uri}: the run {run_id} cannot be read"):
         run = client.get_run(run_id)
     started = datetime.fromtimestamp(run.info.start_time / 1000, UTC).isoformat(timespec="seconds")
-    return {**run.data.tags, "status": run.info.status, "name": run.info.run_name, "started_at": started}
+    about = {"status": run.info.status, "name": run.info.run_name, "started_at": started}
+    return {**run.data.tags, **about, "storage": run.data.params.get("storage", "")}
 
 
 def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:

@@ -11,12 +11,13 @@ import pytest
 from tiny_bundles import MODALITIES, make_bundle, tiny_spec
 
 from pipeline.errors import RegistryError, TrackingError
+from pipeline.evaluation.metric import Score
 from pipeline.generation.batch import generate
 from pipeline.generation.sampling import WEIGHTS, draw, load_bundle
 from pipeline.release.registry import Registered, fetch, find, register
 from pipeline.release.tracking import Tracking, connect, start_or_continue_run
 
-SCORES = {"test/nll_nats": 86.25}
+SCORES = {"test/nll_nats": Score(86.25, "nats per example", "lower")}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,9 @@ def registered(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> 
 def again(tracking: Tracking, folder: Path, name: str, seed: int = 1) -> Registered:
     spec = tiny_spec("image", seed=seed)
     run_id = start_or_continue_run(tracking, spec.name, name, f"again-{name}-{seed}")
-    return register(tracking, run_id, make_bundle(folder, "image", seed=seed), name, {"test/nll_nats": float(seed)})
+    return register(
+        tracking, run_id, make_bundle(folder, "image", seed=seed), name, {"test/nll_nats": Score(float(seed))}
+    )
 
 
 def test_the_first_version_is_champion_and_later_ones_challenge(tracking: Tracking, tmp_path: Path) -> None:
@@ -159,7 +162,6 @@ for modality in sys.argv[1:]:
 """
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_a_fresh_process_loads_and_predicts_without_pickle(tracking: Tracking, registered: Any, tmp_path: Path) -> None:
     environment = {
