@@ -1,4 +1,4 @@
-"""Real processes on one store: two gates at once move the champion once, and `kill -9` leaves the old or the new one."""
+"""Real processes on one store: two gates at once move the champion once; `kill -9` leaves the old or the new one."""
 
 from __future__ import annotations
 
