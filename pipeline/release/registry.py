@@ -83,6 +83,8 @@ def register(
     client = connect(tracking.uri)
     known = _known_version(client, tracking, run_id, name, loaded)
     version = known or _make_version(client, tracking, run_id, bundle, name, scores, loaded, decision)
+    if known is not None:
+        _make_challenger(client, tracking, name, known)
     _make_first(tracking.uri, name, version, decision)
     return Registered(f"models:/{name}/{version}", version)
 
@@ -94,6 +96,14 @@ def _known_version(client: MlflowClient, tracking: Tracking, run_id: str, name: 
             if known.tags.get("atelier.weights_sha256") == loaded.weights_sha256:
                 return str(known.version)
     return None
+
+
+def _make_challenger(client: MlflowClient, tracking: Tracking, name: str, version: str) -> None:
+    """Give the alias to a version whose run was broken off before it had it; a newer challenger keeps it."""
+    with explained(f"{tracking.uri}: {name!r} version {version} cannot be made challenger"):
+        now = client.get_registered_model(name).aliases.get(CHALLENGER)
+        if now is None or int(now) < int(version):
+            client.set_registered_model_alias(name, CHALLENGER, version)
 
 
 def _make_version(
