@@ -118,9 +118,7 @@ def test_what_was_decided_is_not_trained_again_unless_the_conf_changes(tmp_path:
     assert make_plan(other, store, champion, [entry]).train
 
 
-def test_a_first_model_that_was_rejected_is_not_trained_again_on_the_same_data(
-    tmp_path: Path, lines: list[str]
-) -> None:
+def test_a_rejected_first_model_is_not_trained_again_on_the_same_data(tmp_path: Path, lines: list[str]) -> None:
     write_corpus(tmp_path, lines)
     retraining = retraining_of(tmp_path)
     store, _ = pretend_prepared(retraining, lines)

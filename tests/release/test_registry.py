@@ -186,6 +186,23 @@ def test_a_fresh_process_loads_and_predicts_without_pickle(tracking: Tracking, r
     assert bytes.fromhex(audio[0][0]).startswith(b"RIFF")
 
 
+@pytest.mark.slow
+def test_a_fresh_process_refuses_a_tampered_model(tracking: Tracking, tmp_path: Path) -> None:
+    version = again(tracking, tmp_path, "tampered-elsewhere")
+    weights = Path(find(version.model_uri, tracking.uri).location, WEIGHTS)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = subprocess.run(
+        [sys.executable, "-c", f"import mlflow; mlflow.pyfunc.load_model({version.model_uri!r})"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": tracking.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0 and "was changed after training and is not loaded" in result.stderr
+
+
 def test_a_tampered_registered_model_is_refused_when_loaded(
     tracking: Tracking, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

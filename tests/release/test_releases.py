@@ -138,7 +138,7 @@ def kill_at(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     yield arm
 
 
-@pytest.mark.parametrize("after", [False, True])
+@pytest.mark.parametrize("after", [False, pytest.param(True, marks=pytest.mark.slow)])
 def test_killed_at_any_write_the_champion_is_the_old_or_the_new_one_and_the_next_call_finishes(
     tracking: Tracking, kill_at: Any, after: bool
 ) -> None:
@@ -170,6 +170,7 @@ def test_killed_at_any_write_the_champion_is_the_old_or_the_new_one_and_the_next
     assert versions == [str(number) for number in range(1, point + 2)], "each was released once"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [False, True])
 def test_killed_at_any_write_a_rollback_is_whole_or_not_there(tracking: Tracking, kill_at: Any, after: bool) -> None:
     name = make_versions(tracking, f"killed-rollback-{after}")
