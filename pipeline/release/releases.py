@@ -23,7 +23,9 @@ from __future__ import annotations
 import getpass
 import json
 import os
+import random
 import re
+import time
 import uuid
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -205,24 +207,35 @@ class _Log:
 
     def finish(self, release: Release) -> Release:
         """Set the alias, write the history, close the release. Done by several processes at once it is done once."""
+        from mlflow.exceptions import MlflowException
+        from sqlalchemy.exc import SQLAlchemyError
+
         with explained(f"{self.tracking_uri}: release {release.number} of {self.name!r} cannot be finished"):
-            claims = self._claims()
-            ours = claims.get(release.number)
-            if ours is None or ours.lifecycle_stage != "active":
-                return release  # another process finished it
-            if not self._has_version(release.version):
-                release = replace(release, abandoned=True)
-            else:
-                self._set_champion(release.version)
-                newest = max(found := self._claims())
-                if newest > release.number and not (later := _read(found[newest])).abandoned:
-                    # This process stood still while others went on: theirs is the champion.
-                    self._set_champion(later.version)
-                self._tag_versions(release)
-            self.client.set_registered_model_tag(
-                self.name, f"{CLAIM}.{release.number:06d}", json.dumps(release.as_dict())
-            )
-            self._close(ours)
+            for attempt in range(1, ATTEMPTS):
+                try:
+                    return self._finish_once(release)
+                except (MlflowException, SQLAlchemyError):
+                    # MLflow looks whether a tag is there and then inserts it: of two processes that finish a release
+                    # one may fail, and finds the tag when it comes again.
+                    time.sleep(random.uniform(0, 0.02 * attempt))
+            return self._finish_once(release)
+
+    def _finish_once(self, release: Release) -> Release:
+        claims = self._claims()
+        ours = claims.get(release.number)
+        if ours is None or ours.lifecycle_stage != "active":
+            return release  # another process finished it
+        if not self._has_version(release.version):
+            release = replace(release, abandoned=True)
+        else:
+            self._set_champion(release.version)
+            newest = max(found := self._claims())
+            if newest > release.number and not (later := _read(found[newest])).abandoned:
+                # This process stood still while others went on: theirs is the champion.
+                self._set_champion(later.version)
+            self._tag_versions(release)
+        self.client.set_registered_model_tag(self.name, f"{CLAIM}.{release.number:06d}", json.dumps(release.as_dict()))
+        self._close(ours)
         return release
 
     def _set_champion(self, version: str) -> None:

@@ -80,7 +80,7 @@ def make_versions(tracking: Tracking, name: str, count: int) -> None:
     client.create_registered_model(name)
     for number in range(count):
         run_id = start_or_continue_run(tracking, name, name, f"{name}-{number}")
-        client.create_model_version(name, source=f"{tracking.artifact_location}/{run_id}", run_id=run_id)
+        client.create_model_version(name, source=client.get_run(run_id).info.artifact_uri, run_id=run_id)
     promote(tracking.uri, name, "1", None)
 
 
