@@ -55,7 +55,8 @@ def storage(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Pat
             "records": 3,
             "shards": [{"file": "train-00000.parquet", "rows": 90, "bytes": 5, "sha256": "d" * 64}],
         }
-        manifest = replace(manifest, key=key, corpus=about, splits={**manifest.splits, "train": shards})
+        splits = {name: {"shards": [], **entry} for name, entry in manifest.splits.items()}
+        manifest = replace(manifest, key=key, corpus=about, splits={**splits, "train": shards})
         if key in SIDES:
             open_store(str(storage)).child(FOLDER, key).write_json(manifest.as_dict(), "manifest.json")
         codec = make_codec(spec.data.codec)
