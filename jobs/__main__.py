@@ -8,7 +8,9 @@ from jobs.cluster import jobs
 from jobs.doctor import doctor
 from jobs.evaluate import evaluate
 from jobs.generate import generate
+from jobs.lineage import lineage
 from jobs.prepare import prepare
+from jobs.release import release
 from jobs.report import report
 from jobs.retrain import retrain
 from jobs.schedule import schedule
@@ -23,10 +25,11 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train generative models on your own text, pictures and sound with Ray, and keep them in MLflow.",
 )
-for command in (prepare, train, evaluate, generate, report, tune, retrain, schedule, schema, doctor):
+for command in (prepare, train, evaluate, generate, report, tune, retrain, schedule, lineage, schema, doctor):
     app.command()(command)
 app.command(context_settings=TAKES_ANY)(submit)
 app.add_typer(jobs, name="jobs")
+app.add_typer(release, name="release")
 
 
 def main() -> None:

@@ -34,6 +34,7 @@ NOT_IDENTITY: Any = {
     "storage": True,
     "tracking": True,
     "registry": True,
+    "release": True,
     "evaluation": True,
     "training": {
         "num_workers",
@@ -271,6 +272,7 @@ def _stages(
     import ray
 
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.release.gate import Evidence, decide
     from pipeline.release.registry import register
     from pipeline.release.tracking import metric_history, versions
 
@@ -307,7 +309,9 @@ def _stages(
         if spec.registry.name is not None:
             progress("register", 0, None, spec.registry.name)
             with watch.stage("register"):
-                registered = register(tracking, run_id, bundle, spec.registry.name, outcome.metrics)
+                # Of a first model; where there is a champion it is compared with, nothing is decided here.
+                decision = decide(spec.release, Evidence(scores), None)
+                registered = register(tracking, run_id, bundle, spec.registry.name, scores, decision)
             outcome.model_uri, outcome.model_version = registered.model_uri, registered.version
         with watch.stage("report"):
             outcome.report = _report(
@@ -350,7 +354,7 @@ def _train(
 
     launch = train_in_process if spec.training.num_workers == 0 else train_with_ray
     begun = time.time()
-    warm = _warm_weights(spec, store, tracking.uri)
+    warm = _warm_weights(spec, store, tracking.uri, run_id)
     trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress, warm_weights=warm)
     first_step_at = trained.first_step_at or begun
     watch.add("launch", first_step_at - begun)
@@ -359,17 +363,23 @@ def _train(
     save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
 
 
-def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str) -> str | None:
-    """The weights that training begins with, put where every worker reads them; None for new ones."""
+def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str, run_id: str) -> str | None:
+    """The weights that training begins with, put where every worker reads them; None for new ones.
+
+    The run keeps which version they were of, since an alias in the spec may name another one tomorrow.
+    """
     if spec.training.warm_start is None:
         return None
     from pipeline.generation.sampling import WEIGHTS, read_checked
-    from pipeline.release.registry import fetch
+    from pipeline.release.recorder import RunRecorder
+    from pipeline.release.registry import download, find
     from pipeline.training.warm import keep_weights
 
     with tempfile.TemporaryDirectory() as temporary:
-        bundle = fetch(spec.training.warm_start, tracking_uri, Path(temporary))
+        found = find(spec.training.warm_start, tracking_uri)
+        bundle = download(found, tracking_uri, Path(temporary))
         read_checked(bundle)
+        RunRecorder(tracking_uri, run_id).log_tags({"atelier.warm_start": found.model_uri})
         return keep_weights(store, bundle / WEIGHTS)
 
 

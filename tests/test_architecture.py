@@ -29,6 +29,8 @@ MLFLOW_ROOMS = {
     "pipeline/release/tracking.py",
     "pipeline/release/recorder.py",
     "pipeline/release/registry.py",
+    "pipeline/release/champion.py",
+    "pipeline/release/releases.py",
     "pipeline/release/model_file.py",
 }
 PLAIN = ["pipeline/models", "pipeline/training/steps.py", "pipeline/training/loop.py", "pipeline/training/session.py"]

@@ -23,6 +23,9 @@ from tests.command_line import Answer, run, run_here
         (run_here, ["prepare", "conf/image_vae.yaml", "--set", "storage=/proc/no"], 1, "/proc/no"),
         (run_here, ["evaluate", "models:/x@champion", "--set", "training.lr=1"], 2, "changes evaluation.… only"),
         (run_here, ["generate", "models:/nothing@champion"], 2, "nothing"),
+        (run_here, ["release", "decide", "x", "--set", "training.lr=1"], 2, "takes release.… and evaluation.… only"),
+        (run_here, ["lineage"], 2, "say either a model"),
+        (run_here, ["lineage", "--record", "no-such-file"], 2, "neither a file, nor an id"),
     ],
 )  # fmt: skip
 def test_mistake_gives_one_error_and_its_code(

@@ -1,8 +1,6 @@
-"""Two models on the same held-out examples: the difference of a score with a paired 95% interval.
+"""Two models on the same held-out examples: which scores may be compared, and what a comparison says.
 
-Plain PyTorch, on the driver. Both were measured over the same blocks of the same split with the same noise, so leaving
-out a block leaves it out of both: what is easy or hard for either cancels, and the interval of the difference is
-narrower than those of the two scores.
+Plain PyTorch, on the driver; `paired` takes the intervals.
 
 A model whose characters are not those of the held-out set (its vocabulary was fitted on other texts) reads the set
 through its own: every character keeps its place, so blocks stay paired. Where it knows fewer characters, its one symbol
@@ -23,9 +21,7 @@ from pipeline.data.codec import Codec
 from pipeline.data.prepared import SplitArrays
 from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
-from pipeline.evaluation.metric import FEWEST_BLOCKS, Interval, Score, Sums, require_comparable, with_intervals
-
-CHAMPION, CHALLENGER = "champion/", "challenger/"
+from pipeline.evaluation.metric import Interval, Score, Sums, require_comparable
 
 
 @dataclass(frozen=True)
@@ -41,7 +37,7 @@ class Measured:
 class Comparison:
     """How much better the challenger is: `gain` is positive when it is, whichever direction is better.
 
-    `interval` is the gain's, 95%, paired; None when the split gives too few blocks.
+    `interval` is the gain's, 95%; None when the split gives too few blocks. `method`: how the interval was taken.
     """
 
     metric: str
@@ -51,54 +47,17 @@ class Comparison:
     interval: Interval | None
     unit: str
     protocol: dict[str, Any]
+    method: str
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)
 
 
-def compare(metric: str, champion: Measured, challenger: Measured) -> Comparison:
-    """The challenger's gain over the champion, by the delete-one-block jackknife over blocks of both.
-
-    Raises: ComparisonError when the scores are of different protocols, or of a score that has no better direction.
-    """
-    ours, theirs = challenger.score, champion.score
-    require_comparable(theirs, ours, metric, "the champion's score and the challenger's")
-    if ours.better is None:
-        raise ComparisonError(f"{metric}: neither more nor less of it is better; set compare.metric to another score")
-    if champion.blocks.keys() != challenger.blocks.keys():
-        raise ComparisonError(
-            f"{metric}: the champion was measured on {len(champion.blocks)} blocks and the challenger on "
-            f"{len(challenger.blocks)}; score both again on the same data"
-        )
-    sign = 1.0 if ours.better == "lower" else -1.0
-
-    def gain(part: Sums) -> dict[str, float]:
-        before, after = (
-            {n.removeprefix(p): v for n, v in part.items() if n.startswith(p)} for p in (CHAMPION, CHALLENGER)
-        )
-        return {"gain": sign * (champion.value(before) - challenger.value(after))}
-
-    pairs = [
-        {
-            **{CHAMPION + name: value for name, value in champion.blocks[number].items()},
-            **{CHALLENGER + name: value for name, value in challenger.blocks[number].items()},
-        }
-        for number in sorted(champion.blocks)
-    ]
-    value, interval = with_intervals(pairs, gain)["gain"]
-    return Comparison(metric, theirs.value, ours.value, value, interval, ours.unit, dict(ours.protocol))
-
-
-def better_than(comparison: Comparison, min_gain: float) -> tuple[bool, str]:
-    """Whether the gain is above `min_gain` with its whole interval, and that in words."""
-    shown = f"{comparison.metric} {comparison.champion:.4f} to {comparison.challenger:.4f} {comparison.unit}"
-    if comparison.interval is None:
-        return False, f"{shown}: the held-out split has fewer than {FEWEST_BLOCKS} blocks, too few for an interval"
-    low, high = comparison.interval
-    gain = f"gain {comparison.gain:.4f} (95% {low:.4f} to {high:.4f})"
-    if low > min_gain:
-        return True, f"{shown}: {gain}, above {min_gain:g}"
-    return False, f"{shown}: {gain}, not above {min_gain:g} with 95% confidence"
+def check_comparable(metric: str, champion: Score, challenger: Score) -> None:
+    """Raises: ComparisonError when the scores are of different protocols, or of one that has no better direction."""
+    require_comparable(champion, challenger, metric, "the champion's score and the challenger's")
+    if challenger.better is None:
+        raise ComparisonError(f"{metric}: neither more nor less of it is better; name another score")
 
 
 def read_through(own: Codec, held: Codec, arrays: SplitArrays, num_rows: int) -> tuple[SplitArrays, float]:

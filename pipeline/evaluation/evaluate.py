@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,26 +102,43 @@ def collect_samples(
     return collected(sums, load_subject(spec, prepared, bundle, torch.device("cpu"))) if sums else None
 
 
-def measure(spec: RunSpec, prepared: Prepared, bundle: Path, key: str, progress: Progress = silent) -> Measured:
-    """One score of the model in `bundle`, by its key without the split's prefix, with the blocks it is made of.
+def measure(
+    spec: RunSpec, prepared: Prepared, bundle: Path, keys: Collection[str], progress: Progress = silent
+) -> dict[str, Measured]:
+    """Scores of the model in `bundle`, by their keys without the split's prefix, with the blocks they are made of.
 
     Two models that are measured with the same `spec` and `prepared` can be compared, whatever they were trained on.
     Raises: ComparisonError when the model cannot be scored on this data or has no such score, and as `evaluate`.
     """
-    name = FrechetDistance.name if key.startswith(FrechetDistance.name) else Likelihood.name
-    sums = _sums(spec, prepared, bundle, (name,), progress)
+    names = tuple(dict.fromkeys(_metric_of(key) for key in keys))
+    sums = _sums(spec, prepared, bundle, names, progress)
     subject = load_subject(spec, prepared, bundle, torch.device("cpu"))
-    metric = COMPARED[name]()
-    scores = metric.finish(sums[name], subject) if sums.get(name) else {}
-    if key not in scores:
+    found: dict[str, Measured] = {}
+    for name in names:
+        if not sums.get(name):
+            continue
+        metric = COMPARED[name]()
+        scores, blocks = metric.finish(sums[name], subject), metric.blocks(sums[name], subject)
+        values = metric.scoring(list(blocks.values()), subject)
+        found |= {key: Measured(score, blocks, _value_of(values, key)) for key, score in scores.items()}
+    missing = [key for key in keys if key not in found]
+    if missing:
         raise ComparisonError(
-            f"{bundle}: the evaluation of this {subject.spec.model.family.kind} gives no {key!r} on "
-            f"{prepared.store.uri}, it gives {', '.join(scores) or 'nothing (a distance needs signals)'}; set "
-            "compare.metric"
+            f"{bundle}: the evaluation of this {subject.spec.model.family.kind} gives no "
+            f"{', '.join(map(repr, missing))} on {prepared.store.uri}, it gives "
+            f"{', '.join(found) or 'nothing (a distance needs signals)'}; set "
+            "release.improve, release.keep or a schedule's compare.metric to one of them"
         )
-    blocks = metric.blocks(sums[name], subject)
-    values = metric.scoring(list(blocks.values()), subject)
-    return Measured(scores[key], blocks, lambda part: values(part)[key])
+    return {key: found[key] for key in keys}
+
+
+def _metric_of(key: str) -> str:
+    """The metric that gives a score."""
+    return FrechetDistance.name if key.startswith(FrechetDistance.name) else Likelihood.name
+
+
+def _value_of(values: Callable[[Sums], dict[str, float]], key: str) -> Callable[[Sums], float]:
+    return lambda part: values(part)[key]
 
 
 def _sums(

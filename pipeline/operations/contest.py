@@ -16,19 +16,24 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.errors import ChampionMovedError, WarmStartError
+from pipeline.errors import WarmStartError
+from pipeline.evaluation.metric import Score
 from pipeline.operations.decisions import Plan, held_out, identity
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.operations.schedule_file import Retraining
 from pipeline.progress import Progress
+from pipeline.release.champion import Champion, find_version
+from pipeline.release.conclusion import Concluded, conclude
+from pipeline.release.gate import Decision, Evidence, decide
 from pipeline.release.recorder import RunRecorder
-from pipeline.release.registry import Champion, fetch, find_champion, promote, tag_version
+from pipeline.release.registry import fetch
+from pipeline.spec.release import bare
 from pipeline.storage import Store
 from pipeline.workflow import Outcome, Stopwatch, finished_outcome, train_job
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
-    from pipeline.evaluation.compare import Comparison, Measured
+    from pipeline.evaluation.compare import Measured
     from pipeline.spec import RunSpec
 
 
@@ -65,7 +70,7 @@ class Contest:
             else:
                 prepared = prepare(base, self.store, self.progress)
         version = entry["champion"] if entry is not None else plan.champion.version if plan and plan.champion else None
-        # Scored before anything is trained: a champion that cannot be compared is an error that costs nothing.
+        # Measured before anything is trained: a champion that cannot be compared is an error that costs nothing.
         champion = None if version is None else self._measured(prepared, f"models:/{self.retraining.model}/{version}")
         if entry is None:
             assert plan is not None
@@ -129,78 +134,76 @@ class Contest:
         }
         return train_job(spec, self.progress, self.address, key=entry["key"], tags=tags)
 
-    def _measured(self, prepared: Prepared, model_uri: str) -> Measured:
+    def _measured(self, prepared: Prepared, model_uri: str) -> dict[str, Measured]:
         from pipeline.evaluation.evaluate import measure
 
+        policy = self.retraining.policy
+        keys = [bare(key) for key in (*policy.improve, *policy.keep)]
         bundle = fetch(model_uri, self.tracking_uri, self.folder / model_uri.rsplit("/", 1)[-1])
         with self.watch.stage("compare"):
-            return measure(self.retraining.base, prepared, bundle, self.retraining.metric, self.progress)
+            return measure(self.retraining.base, prepared, bundle, keys, self.progress)
+
+    def _evidence(self, entry: Entry, outcome: Outcome, measured: dict[str, Measured]) -> Evidence:
+        """What the challenger's training found of it, and what was measured in blocks."""
+        assert outcome.model_version is not None
+        scores = self.store.read_json("runs", entry["key"], "scores.json")
+        findings = find_version(self.tracking_uri, self.retraining.model, outcome.model_version).findings
+        return Evidence({key: Score.from_dict(values) for key, values in scores.items()}, measured, findings)
 
     def _decide_first(self, entry: Entry, outcome: Outcome) -> Entry:
-        leader = find_champion(self.tracking_uri, self.retraining.model)
-        if leader is not None and leader.version == outcome.model_version:
-            reason = f"there was no champion; version {leader.version} is the first"
-            return self._record("first", reason, entry, outcome)
-        reason = f"version {leader.version if leader else None} became champion meanwhile and was not compared"
-        return self._record("held", reason, entry, outcome)
+        """Without a champion, limits and findings decide; whoever became champion meanwhile was not compared."""
+        decision = decide(self.retraining.policy, self._evidence(entry, outcome, {}), None)
+        concluded = self._conclude(outcome, None, decision)
+        return self._record(concluded, decision, entry, outcome)
 
-    def _decide(self, entry: Entry, outcome: Outcome, prepared: Prepared, champion: Measured) -> Entry:
+    def _decide(self, entry: Entry, outcome: Outcome, prepared: Prepared, champion: dict[str, Measured]) -> Entry:
         from pipeline.data.prepared import find_prepared
-        from pipeline.evaluation.compare import better_than, compare
 
-        assert outcome.model_uri is not None and outcome.model_version is not None
-        challenger = self._measured(prepared, outcome.model_uri)
-        comparison = compare(self.retraining.metric, champion, challenger)
-        wins, reason = better_than(comparison, self.retraining.spec.compare.min_gain)
+        assert outcome.model_uri is not None
+        challenger = self._evidence(entry, outcome, self._measured(prepared, outcome.model_uri))
+        decision = decide(self.retraining.policy, challenger, Evidence(measured=champion))
         then = entry["champion_prepared"]
-        checked = asdict(held_out(prepared, find_prepared(self.store, then) if then else None))
-        if wins:
-            try:
-                promote(self.tracking_uri, self.retraining.model, outcome.model_version, entry["champion"])
-            except ChampionMovedError as error:
-                wins, reason = False, f"{reason}; but {error}"
-        elif checked["trained_on"]:
-            reason = (
-                f"{reason}; the champion was trained on {checked['trained_on']} of {checked['records']} test records"
+        checked = held_out(prepared, find_prepared(self.store, then) if then else None)
+        note = ""
+        if checked.trained_on:
+            note = f"the champion was trained on {checked.trained_on} of {checked.records} test records"
+        concluded = self._conclude(outcome, entry["champion"], decision, note)
+        return self._record(concluded, decision, entry, outcome, asdict(checked))
+
+    def _conclude(self, outcome: Outcome, champion: str | None, decision: Decision, note: str = "") -> Concluded:
+        assert outcome.model_version is not None
+        with self.watch.stage("record"):
+            return conclude(
+                self.tracking_uri, self.retraining.model, outcome.model_version, champion, decision, note=note
             )
-        return self._record("promoted" if wins else "held", reason, entry, outcome, comparison, checked)
 
     def _record(
         self,
-        decision: str,
-        reason: str,
+        concluded: Concluded,
+        decision: Decision,
         entry: Entry,
         outcome: Outcome,
-        comparison: Comparison | None = None,
         checked: dict[str, Any] | None = None,
     ) -> Entry:
-        """Write the decision into the challenger's run and version, and last into the ledger."""
+        """Write what was decided into the challenger's run, and last into the ledger."""
         assert outcome.run_id is not None and outcome.model_version is not None
         facts: dict[str, Any] = {
             "kind": "decided",
             "at": now(),
-            "decision": decision,
-            "reason": reason,
+            "decision": concluded.decision,
+            "reason": concluded.reason,
             **{key: entry[key] for key in ("key", "prepared", "champion", "change", "warm_start", "notes", "identity")},
             "trigger": entry["reason"],
             "challenger": outcome.model_version,
             "run_id": outcome.run_id,
             "metrics": outcome.metrics,
-            "comparison": comparison.as_dict() if comparison else None,
+            "gate": decision.as_dict(),
+            "comparison": decision.comparison.as_dict() if decision.comparison else None,
             "held_out": checked,
         }
-        tags = {
-            "atelier.decision": decision,
-            "atelier.decision.reason": reason,
-            "atelier.decision.trigger": entry["reason"],
-        }
-        if comparison is not None:
-            tags["atelier.decision.gain"] = repr(comparison.gain)
-            tags["atelier.decision.gain_interval"] = json.dumps(comparison.interval)
         with self.watch.stage("record"):
             recorder = RunRecorder(self.tracking_uri, outcome.run_id)
-            recorder.log_tags(tags)
+            recorder.log_tags({"atelier.decision.trigger": entry["reason"]})
             recorder.log_json(facts, "decision.json")
-            tag_version(self.tracking_uri, self.retraining.model, outcome.model_version, tags)
-        self.progress("decide", 1, 1, f"{decision}: {reason}")
+        self.progress("decide", 1, 1, f"{concluded.decision}: {concluded.reason}")
         return self.ledger.append(facts)

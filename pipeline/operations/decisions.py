@@ -18,7 +18,7 @@ from pipeline.data.prepared import Prepared, Records, find_prepared
 from pipeline.data.records import Corpus
 from pipeline.operations.ledger import Entry
 from pipeline.operations.schedule_file import Retraining
-from pipeline.release.registry import Champion
+from pipeline.release.champion import Champion
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 
@@ -79,7 +79,11 @@ def make_plan(retraining: Retraining, store: Store, champion: Champion | None, e
     corpus = open_base_corpus(retraining.base)
     key = prepared_key(retraining.base, corpus)
     if champion is None:
-        return Plan(True, f"there is no champion of {retraining.model!r} yet", key, None, None)
+        reason = f"there is no champion of {retraining.model!r} yet"
+        tried = already_decided(entries, key, None, identity(retraining))
+        if tried is not None and tried["decision"] in ("held", "rejected"):
+            return Plan(False, f"{reason}, and {_already(tried)}", key, None, None)
+        return Plan(True, reason, key, None, None)
     change = find_change(retraining.base, store, corpus, key, champion)
     trigger = retraining.spec.trigger
     age_days = (time.time() - champion.created_at) / SECONDS_A_DAY
@@ -94,8 +98,7 @@ def make_plan(retraining: Retraining, store: Store, champion: Champion | None, e
     if tried is not None:
         return Plan(
             False,
-            f"{change.words()}, and entry {tried['number']} has already decided on a challenger trained on it: "
-            f"{tried['decision']}",
+            f"{change.words()}, and {_already(tried)}",
             key,
             champion,
             change,
@@ -115,13 +118,20 @@ def identity(retraining: Retraining) -> dict[str, Any]:
     return {"spec": spec, "warm_start": retraining.spec.warm_start}
 
 
-def already_decided(entries: list[Entry], prepared: str, champion: Champion, wanted: dict[str, Any]) -> Entry | None:
-    """The decision on a challenger of this data and spec against this champion, if there was one."""
+def already_decided(
+    entries: list[Entry], prepared: str, champion: Champion | None, wanted: dict[str, Any]
+) -> Entry | None:
+    """The decision on a challenger of this data and spec against this champion (or none), if there was one."""
+    version = champion.version if champion else None
     for entry in reversed(entries):
-        same = entry.get("prepared") == prepared and entry.get("champion") == champion.version
+        same = entry.get("prepared") == prepared and entry.get("champion") == version
         if entry["kind"] == "decided" and same and entry.get("identity") == wanted:
             return entry
     return None
+
+
+def _already(entry: Entry) -> str:
+    return f"entry {entry['number']} has already decided on a challenger trained on it: {entry['decision']}"
 
 
 def find_change(spec: RunSpec, store: Store, corpus: Corpus, key: str, champion: Champion) -> Change:

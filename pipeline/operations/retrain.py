@@ -20,7 +20,8 @@ from pipeline.operations.decisions import identity, make_plan, open_base_corpus
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.operations.schedule_file import Retraining
 from pipeline.progress import Progress, silent
-from pipeline.release.registry import find_champion
+from pipeline.release.champion import find_champion
+from pipeline.release.releases import settle
 from pipeline.release.tracking import resolve_uri
 from pipeline.storage import Store, open_store
 from pipeline.workflow import Stopwatch, finished_outcome
@@ -30,7 +31,7 @@ from pipeline.workflow import Stopwatch, finished_outcome
 class RetrainOutcome:
     """What `atelier retrain` tells in its last line.
 
-    `decision`: `unchanged` (nothing was trained), `first` (there was no champion), `promoted` or `held`.
+    `decision`: `unchanged` (nothing was trained), `first` (there was no champion), `promoted`, `held` or `rejected`.
     """
 
     name: str
@@ -84,6 +85,7 @@ def retrain_job(
     store.check_writable()
     ledger = Ledger(store, retraining.spec.name)
     tracking_uri = resolve_uri(store, retraining.base.tracking.uri)
+    settle(tracking_uri, retraining.model)
     entry = _open_entry(ledger)
     if entry is not None:
         _check_not_running(entry, ledger)

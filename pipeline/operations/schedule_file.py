@@ -18,17 +18,9 @@ from pydantic import Field, field_validator, model_validator
 from pipeline.errors import SpecError
 from pipeline.operations.cron import make_trigger
 from pipeline.reading import Strict, apply_overrides, nearest, read_tree, validated
-from pipeline.spec import RunSpec, load_spec
-
-METRICS: dict[str, tuple[str, ...]] = {
-    "rnn": ("nats_per_token", "perplexity"),
-    "vae": ("nll_nats", "elbo_nats", "reconstruction_mse"),
-    "gan": (),
-}
-"""Scores by which two models of a family can be compared; the first is the default. A critic's gap is not among them:
-each GAN's critic has its own scale."""
-METRICS_OF_TEXT = ("bits_per_char", "bits_per_byte")
-METRICS_OF_SIGNALS = ("frechet",)
+from pipeline.release.policy import NO_OBJECTIVE, metrics_of
+from pipeline.spec import ReleaseSpec, RunSpec, load_spec
+from pipeline.spec.release import bare
 
 
 class Misfire(Strict):
@@ -127,8 +119,9 @@ class Trigger(Strict):
 
 
 class Compare(Strict):
-    """What decides: a score of the test split (by default the family's objective, for a GAN `frechet`), and what the
-    challenger must gain, in the score's own unit, with its whole 95% interval."""
+    """What decides, in short: a score of the test split, and what the challenger must gain, in the score's own unit,
+    with its whole 95% interval. It takes the place of `release.improve` of the conf; with neither the family's
+    objective decides (for a GAN, `frechet`)."""
 
     metric: str | None = None
     min_gain: Annotated[float, Field(ge=0)] = 0.0
@@ -156,12 +149,12 @@ class RetrainSpec(ScheduleSpec):
 
 @dataclass(frozen=True)
 class Retraining:
-    """A retraining whose parts fit: the file, the conf's spec, and the score that decides."""
+    """A retraining whose parts fit: the file, the conf's spec, and the policy by which its challengers are released."""
 
     path: Path
     spec: RetrainSpec
     base: RunSpec
-    metric: str
+    policy: ReleaseSpec
 
     @property
     def model(self) -> str:
@@ -233,24 +226,22 @@ def _retraining(path: Path, tree: Mapping[str, Any]) -> Retraining:
             run = load_spec(path.parent / conf, changes)
         except SpecError as error:
             mistakes.append(str(error))
-    metric = None
+    policy: ReleaseSpec | None = None
     if run is not None:
         compared = tree.get("compare")
         chosen = compared.get("metric") if isinstance(compared, dict) else None
         allowed = metrics_of(run)
-        metric = chosen or next(iter(allowed), None)
-        if metric is None:
-            mistakes.append(
-                f"{path}: {run.name}: no score compares two GANs of tokens (each critic has its own scale); take "
-                "another family, or a data.codec of signals with labels"
-            )
-        elif metric not in allowed:
-            close = nearest(str(metric), allowed)
+        if chosen is not None and chosen not in allowed:
+            close = nearest(str(chosen), allowed)
             hint = f"; did you mean {close!r}?" if close else ""
             mistakes.append(
-                f"{path}: compare.metric {metric!r} does not compare two models of {run.name}: allowed "
+                f"{path}: compare.metric {chosen!r} does not compare two models of {run.name}: allowed "
                 f"{', '.join(allowed)}{hint}"
             )
+        elif chosen is None and not run.release.improve and not allowed:
+            mistakes.append(f"{path}: {run.name}: {NO_OBJECTIVE}")
+        elif spec is not None:
+            policy = _policy(spec.compare, run, allowed)
         if run.registry.name is None:
             mistakes.append(
                 f"{path}: the conf's registry.name is not set, and a champion is a registered model; set it"
@@ -266,14 +257,16 @@ def _retraining(path: Path, tree: Mapping[str, Any]) -> Retraining:
             mistakes.append(
                 f"{path}: the conf's evaluation.split is {run.evaluation.split!r}; models compare on 'test'"
             )
-    if mistakes or spec is None or run is None or metric is None:
+    if mistakes or spec is None or run is None or policy is None:
         raise SpecError("\n".join(mistakes))
-    return Retraining(path, spec, run, metric)
+    return Retraining(path, spec, run, policy)
 
 
-def metrics_of(run: RunSpec) -> tuple[str, ...]:
-    """The scores by which two models of this spec can be compared, the default first."""
-    text = run.data.codec.kind in ("bytes", "characters", "bpe")
-    signals = run.data.codec.kind in ("image", "waveform", "log_mel")
-    extra = METRICS_OF_TEXT if text and run.model.family.kind != "gan" else METRICS_OF_SIGNALS if signals else ()
-    return METRICS[run.model.family.kind] + extra
+def _policy(compare: Compare, run: RunSpec, allowed: tuple[str, ...]) -> ReleaseSpec:
+    """The conf's policy, with what the schedule's `compare` says in place of its `improve`."""
+    release = run.release
+    if release.improve and not compare.model_fields_set:
+        return release
+    metric = compare.metric or next(iter(release.improve), None) or allowed[0]
+    keep = {key: margin for key, margin in release.keep.items() if bare(key) != bare(metric)}
+    return release.model_copy(update={"improve": {bare(metric): compare.min_gain}, "keep": keep})

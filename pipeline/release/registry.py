@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
+import json
 import re
 import shutil
 import tempfile
@@ -17,16 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import ChampionMovedError, RegistryError
+from pipeline.evaluation.metric import Score
 from pipeline.generation.sampling import CHECKSUMS, MANIFEST, SPEC, WEIGHTS, Bundle, load_bundle
 from pipeline.release.card import model_card
-from pipeline.release.tracking import Tracking, connect, explained, import_mlflow
+from pipeline.release.champion import CHALLENGER, find_champion
+from pipeline.release.conclusion import CARD, conclude
+from pipeline.release.gate import Decision
+from pipeline.release.recorder import RunRecorder
+from pipeline.release.releases import promote
+from pipeline.release.tracking import Tracking, connect, explained, import_mlflow, versions
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
     from mlflow.models import ModelSignature
 
-CHAMPION, CHALLENGER = "champion", "challenger"
 MODEL_FILE = Path(__file__).with_name("model_file.py")
 BUNDLE = "artifacts/bundle"
 """Where MLflow puts the artifact named `bundle` in a model."""
@@ -57,26 +63,68 @@ class Found:
 # --- registering ----------------------------------------------------------------------------------------------
 
 
-def register(tracking: Tracking, run_id: str, bundle: Path, name: str, metrics: Mapping[str, float]) -> Registered:
+def register(
+    tracking: Tracking,
+    run_id: str,
+    bundle: Path,
+    name: str,
+    scores: Mapping[str, Score],
+    decision: Decision | None = None,
+) -> Registered:
     """Log `bundle` as a pyfunc model of the run and make it the next version of `name`.
 
-    The version gets the alias `challenger`, and `champion` when the model has none; `metrics` become its tags.
-    The bundle is loaded first, so that what is registered can be loaded. When a step fails, what the steps before
-    it made is deleted; a version that this run already registered with these weights is returned as it is, so that
-    a run continued after a crash makes no second one. Raises: RegistryError on a bad bundle, TrackingError.
+    The version gets the alias `challenger`; the values of `scores` become its tags. Where the model has no champion it
+    becomes that too, unless `decision`, which the gate made of it without a champion, is another than `promote`. The
+    bundle is loaded first, so that what is registered can be loaded. When a step fails, what the steps before it made
+    is deleted; a version that this run already registered with these weights is returned as it is, so that a run
+    continued after a crash makes no second one. Raises: RegistryError on a bad bundle, TrackingError.
     """
     loaded = load_bundle(bundle)
-    card = model_card(loaded.spec, loaded.manifest, metrics)
     client = connect(tracking.uri)
+    known = _known_version(client, tracking, run_id, name, loaded)
+    version = known or _make_version(client, tracking, run_id, bundle, name, scores, loaded, decision)
+    if known is not None:
+        _make_challenger(client, tracking, name, known)
+    _make_first(tracking.uri, name, version, decision)
+    return Registered(f"models:/{name}/{version}", version)
+
+
+def _known_version(client: MlflowClient, tracking: Tracking, run_id: str, name: str, loaded: Bundle) -> str | None:
+    """The version that this run registered with these weights before it was broken off."""
     with explained(f"{tracking.uri}: the versions of {name!r} cannot be read"):
         for known in client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'"):
             if known.tags.get("atelier.weights_sha256") == loaded.weights_sha256:
-                return Registered(f"models:/{name}/{known.version}", str(known.version))
+                return str(known.version)
+    return None
+
+
+def _make_challenger(client: MlflowClient, tracking: Tracking, name: str, version: str) -> None:
+    """Give the alias to a version whose run was broken off before it had it; a newer challenger keeps it."""
+    with explained(f"{tracking.uri}: {name!r} version {version} cannot be made challenger"):
+        now = client.get_registered_model(name).aliases.get(CHALLENGER)
+        if now is None or int(now) < int(version):
+            client.set_registered_model_alias(name, CHALLENGER, version)
+
+
+def _make_version(
+    client: MlflowClient,
+    tracking: Tracking,
+    run_id: str,
+    bundle: Path,
+    name: str,
+    scores: Mapping[str, Score],
+    loaded: Bundle,
+    decision: Decision | None,
+) -> str:
+    """The next version, with the alias `challenger`; whole, or nothing of it."""
+    findings = decision.findings if decision else None
+    card = model_card(loaded.spec, loaded.manifest, scores, findings, _provenance(run_id, loaded))
     with explained(f"{tracking.uri}: the model {name!r} cannot be registered"), contextlib.ExitStack() as undo:
         model = _log_model(client, tracking, run_id, bundle, loaded, card, undo)
         _make_registered_model(client, name, undo)
         tags = {"atelier.weights_sha256": loaded.weights_sha256, "atelier.prepared": str(loaded.manifest["key"])}
-        tags |= {key: repr(float(value)) for key, value in metrics.items()}
+        tags |= {} if findings is None else {"atelier.findings": json.dumps(findings)}
+        tags |= {key: repr(float(score.value)) for key, score in scores.items()}
         version = client.create_model_version(
             name,
             # Not "models:/ID": the SQLite registry would look that up in the process-wide store.
@@ -87,15 +135,34 @@ def register(tracking: Tracking, run_id: str, bundle: Path, name: str, metrics: 
             description=card[:5000],  # as much as MLflow's column holds
         ).version
         undo.callback(client.delete_model_version, name, version)
-        aliases = client.get_registered_model(name).aliases
-        previous = aliases.get(CHALLENGER)
+        previous = client.get_registered_model(name).aliases.get(CHALLENGER)
         if previous is not None:
             undo.callback(client.set_registered_model_alias, name, CHALLENGER, previous)
         client.set_registered_model_alias(name, CHALLENGER, version)
-        if CHAMPION not in aliases:
-            client.set_registered_model_alias(name, CHAMPION, version)
         undo.pop_all()
-    return Registered(f"models:/{name}/{version}", str(version))
+    RunRecorder(tracking.uri, run_id).log_text(card, CARD)
+    return str(version)
+
+
+def _provenance(run_id: str, loaded: Bundle) -> dict[str, str]:
+    """What leads back to how the model was made."""
+    return {
+        "run": run_id,
+        "manifest sha256": str(loaded.manifest["sha256"]),
+        "weights sha256": loaded.weights_sha256,
+        **versions(),
+    }
+
+
+def _make_first(tracking_uri: str, name: str, version: str, decision: Decision | None) -> None:
+    """Make the version champion where there is none and the gate allows it; another that came first stays."""
+    if find_champion(tracking_uri, name) is not None:
+        return
+    if decision is not None:
+        conclude(tracking_uri, name, version, None, decision)
+        return
+    with contextlib.suppress(ChampionMovedError):
+        promote(tracking_uri, name, version, None, "the first version")
 
 
 def _log_model(
@@ -203,79 +270,6 @@ def _make_registered_model(client: MlflowClient, name: str, undo: contextlib.Exi
             raise
     else:
         undo.callback(client.delete_registered_model, name)
-
-
-# --- the champion ---------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Champion:
-    """The version that the alias `champion` names; `created_at` is in seconds since 1970."""
-
-    name: str
-    version: str
-    run_id: str | None
-    prepared: str | None
-    created_at: float
-
-    @property
-    def model_uri(self) -> str:
-        return f"models:/{self.name}/{self.version}"
-
-
-def find_champion(tracking_uri: str, name: str) -> Champion | None:
-    """The champion of a registered model; None when there is none yet, or no such store. Raises: TrackingError."""
-    if tracking_uri.startswith("sqlite:///") and not Path(tracking_uri.removeprefix("sqlite:///")).exists():
-        return None
-    client = connect(tracking_uri)
-    from mlflow.exceptions import MlflowException
-
-    with explained(f"{tracking_uri}: the champion of {name!r} cannot be looked up"):
-        try:
-            version = client.get_model_version_by_alias(name, CHAMPION)
-        except MlflowException as error:
-            # A model without the alias is INVALID_PARAMETER_VALUE, one that is not there RESOURCE_DOES_NOT_EXIST.
-            if error.error_code not in ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"):
-                raise
-            return None
-    return Champion(
-        name,
-        str(version.version),
-        version.run_id,
-        version.tags.get("atelier.prepared"),
-        version.creation_timestamp / 1000,
-    )
-
-
-def promote(tracking_uri: str, name: str, version: str, expected_champion: str | None) -> None:
-    """Move the alias `champion` to `version` if it is still at `expected_champion`; a second call changes nothing.
-
-    MLflow has no compare-and-set: the alias is read, and set at once after. Raises: ChampionMovedError when it was
-    moved meanwhile, RegistryError when there is no such version, TrackingError.
-    """
-    client = connect(tracking_uri)
-    with explained(f"{tracking_uri}: {name!r} version {version} cannot be promoted"):
-        now = find_champion(tracking_uri, name)
-        if now is not None and now.version == version:
-            return
-        if (now.version if now else None) != expected_champion:
-            raise ChampionMovedError(
-                f"{name}: the champion is {f'version {now.version}' if now else 'no version'} now and was "
-                f"{f'version {expected_champion}' if expected_champion else 'none'} when version {version} was "
-                "compared with it; nothing was moved"
-            )
-        known = {str(item.version) for item in client.search_model_versions(f"name = '{name}'")}
-        if version not in known:
-            raise RegistryError(f"{name}: there is no version {version}; it has {', '.join(sorted(known)) or 'none'}")
-        client.set_registered_model_alias(name, CHAMPION, version)
-
-
-def tag_version(tracking_uri: str, name: str, version: str, tags: Mapping[str, str]) -> None:
-    """Set tags of a version; one that it has gets the new value. Raises: TrackingError."""
-    client = connect(tracking_uri)
-    with explained(f"{tracking_uri}: {name!r} version {version} cannot be tagged"):
-        for key, value in tags.items():
-            client.set_model_version_tag(name, version, key, value)
 
 
 # --- finding --------------------------------------------------------------------------------------------------

@@ -109,6 +109,11 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
     return client
 
 
+def has_store(uri: str) -> bool:
+    """Whether there can be something at `uri`: an SQLite file that is not there yet holds no model."""
+    return not uri.startswith("sqlite:///") or Path(uri.removeprefix("sqlite:///")).exists()
+
+
 def import_mlflow() -> ModuleType:
     """MLflow, without its telemetry and its notes of what it does.
 
@@ -292,6 +297,16 @@ def versions() -> dict[str, str]:
 # --- reading ------------------------------------------------------------------------------------------------
 
 
+def read_artifact(tracking_uri: str, run_id: str, file: str) -> bytes | None:
+    """The contents of a file that a run has; None when it has none of that name. Raises: TrackingError."""
+    client = connect(tracking_uri)
+    with explained(f"{tracking_uri}: {file} of run {run_id} cannot be read"), tempfile.TemporaryDirectory() as folder:
+        parent, _, _ = file.rpartition("/")
+        if file not in {item.path for item in client.list_artifacts(run_id, parent or None)}:
+            return None
+        return Path(client.download_artifacts(run_id, file, folder)).read_bytes()
+
+
 def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:
     """The run's `train/…` and `validation/…` metrics as rows by step, each with its `step`. Raises: TrackingError."""
     client = connect(tracking_uri)
@@ -306,11 +321,14 @@ def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:
 
 @dataclass(frozen=True)
 class RecordedRun:
-    """What MLflow keeps of a run besides its metrics; `ended` is None while it goes on."""
+    """What MLflow keeps of a run besides its metrics; `ended` is None while it goes on. `storage` is the spec's."""
 
+    name: str
     status: str
     tags: dict[str, str]
+    started: datetime
     ended: datetime | None
+    storage: str
 
 
 def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
@@ -318,24 +336,9 @@ def read_run(tracking_uri: str, run_id: str) -> RecordedRun:
     client = connect(tracking_uri)
     with explained(f"{tracking_uri}: run {run_id} cannot be read"):
         run = client.get_run(run_id)
-    ended = run.info.end_time
-    return RecordedRun(
-        str(run.info.status),
-        dict(run.data.tags),
-        datetime.fromtimestamp(ended / 1000, UTC) if ended else None,
+    started, ended = (
+        datetime.fromtimestamp(at / 1000, UTC) if at else None for at in (run.info.start_time, run.info.end_time)
     )
-
-
-def read_artifact(tracking_uri: str, run_id: str, name: str) -> bytes | None:
-    """The contents of a file that a run recorded at its root, such as `scores.json`; None when it did not.
-
-    Raises: TrackingError.
-    """
-    client = connect(tracking_uri)
-    with (
-        explained(f"{tracking_uri}: {name} of run {run_id} cannot be read"),
-        tempfile.TemporaryDirectory() as folder,
-    ):
-        if name not in [item.path for item in client.list_artifacts(run_id)]:
-            return None
-        return Path(client.download_artifacts(run_id, name, folder)).read_bytes()
+    assert started is not None
+    tags, storage = dict(run.data.tags), str(run.data.params.get("storage", ""))
+    return RecordedRun(str(run.info.run_name), str(run.info.status), tags, started, ended, storage)

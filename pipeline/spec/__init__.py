@@ -68,6 +68,7 @@ from pipeline.spec.model import (
     RnnSpec,
     VaeSpec,
 )
+from pipeline.spec.release import Limit, ReleaseSpec
 from pipeline.spec.run import (
     RegistrySpec,
     RunSpec,
@@ -100,6 +101,7 @@ __all__ = [
     "ImageCleaningSpec",
     "ImageCodecSpec",
     "JsonLinesSource",
+    "Limit",
     "LinesSource",
     "LogMelCodecSpec",
     "MlpBackboneSpec",
@@ -114,6 +116,7 @@ __all__ = [
     "RasterCodecSpec",
     "RecurrentBackboneSpec",
     "RegistrySpec",
+    "ReleaseSpec",
     "RnnSpec",
     "RunSpec",
     "SoundCodecSpec",

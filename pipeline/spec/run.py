@@ -20,6 +20,7 @@ from pipeline.spec.data import (
 )
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.model import ConvBackboneSpec, ModelSpec
+from pipeline.spec.release import ReleaseSpec
 
 
 class TrainingSpec(Strict):
@@ -104,6 +105,7 @@ class RunSpec(Strict):
     evaluation: EvaluationSpec = EvaluationSpec()
     tracking: TrackingSpec = TrackingSpec()
     registry: RegistrySpec = RegistrySpec()
+    release: ReleaseSpec = ReleaseSpec()
 
     @model_validator(mode="after")
     def _parts_fit(self) -> RunSpec:

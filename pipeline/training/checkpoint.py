@@ -27,6 +27,7 @@ FREE_TO_CHANGE = (
     ("storage",),
     ("tracking",),
     ("registry",),
+    ("release",),
     ("evaluation",),
     ("data", "source", "path"),
     ("training", "steps"),

@@ -121,7 +121,7 @@ def tune_job(
 
 
 def _identity(campaign: Campaign, prepared: Prepared) -> dict[str, Any]:
-    base = campaign.base.model_dump(mode="json", exclude={"storage": True, "tracking": True, "registry": True})
+    base = campaign.base.model_dump(mode="json", exclude={"storage", "tracking", "registry", "release"})
     return {
         "campaign": campaign.spec.model_dump(mode="json", exclude=NOT_IDENTITY),
         "base": base,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -79,6 +80,13 @@ class Home:
     def retrain_without_ray(self, mode: str = "--once", code: int = 0) -> dict[str, Any]:
         """The answer of a retraining that would fail if it needed Ray: nothing answers at its address."""
         return self._answer(run("retrain", str(self.file), mode, RAY_ADDRESS="127.0.0.1:1"), code)
+
+    def release(self, verb: str, *more: str, code: int = 0) -> dict[str, Any]:
+        return self.answer("release", verb, MODEL, "--storage", str(self.storage), *more, code=code)
+
+    def answer(self, *words: str, code: int = 0) -> dict[str, Any]:
+        """The answer of another job, in this process."""
+        return self._answer(run_here(*words), code)
 
     def _answer(self, given: Answer, code: int) -> dict[str, Any]:
         seen, answer, errors = given
@@ -258,3 +266,42 @@ def test_an_edited_ledger_is_refused_before_anything_is_moved(home: Home) -> Non
     assert (home.champion(), home.versions(), home.runs()) == before
     path.write_text(kept)
     assert home.retrain("--dry-run")["would"] == "train"
+
+
+def test_the_gate_can_be_asked_by_hand_and_a_promotion_taken_back(home: Home) -> None:
+    before = home.champion()
+    shown = home.release("show")
+    assert shown["champion"] == before == shown["releases"][-1]["version"] and shown["unfinished"] is None
+    assert [release["kind"] for release in shown["releases"]] == ["first", "promotion", "promotion", "promotion"]
+    assert {each["version"]: each["decision"] for each in shown["versions"]}["3"] == "held"
+
+    answer = home.release("decide", "--version", "1")
+    assert answer["decision"] == "held" and "not above 0 with 95% confidence" in answer["reason"]
+    assert "| improve | `nats_per_token` |" in answer["table"] and home.champion() == before
+    assert home.release("decide", "--version", before, code=2)["kind"] == "RegistryError"
+
+    back = home.release("rollback", "--reason", "a test")
+    assert (back["before"], home.champion()) == (before, back["version"]) and home.champion() != before
+    limited = home.release("decide", "--version", before, "--set", "release.limits={bits_per_char: {at_most: 0.1}}")
+    assert limited["decision"] == "rejected" and "must be at most 0.1" in limited["reason"]
+    again = home.release("decide", "--version", before)
+    assert again["decision"] == "promoted" and home.champion() == before
+    assert [release["kind"] for release in home.release("show")["releases"][-2:]] == ["rollback", "promotion"]
+
+
+def test_a_model_leads_to_its_data_and_a_record_to_its_models(home: Home, tmp_path: Path) -> None:
+    storage = ("--storage", str(home.storage))
+    found = home.answer("lineage", f"models:/{MODEL}@champion", *storage)
+    prepared = home.storage / "prepared" / found["data"]["prepared"]
+    assert found["data"]["in_storage"] == str(prepared)
+    manifest = json.loads((prepared / "manifest.json").read_text())
+    assert found["data"]["manifest_sha256"] == manifest["sha256"]
+    shards = {shard["file"] for split in found["data"]["splits"].values() for shard in split["shards"]}
+    assert shards == {path.name for path in prepared.glob("*-0*.parquet")}
+    assert found["began_with"][-1] == f"models:/{MODEL}/1"
+
+    (tmp_path / "record.txt").write_text((home.corpus / "000000.txt").read_text().splitlines()[0] + "\n")
+    models = home.answer("lineage", "--record", str(tmp_path / "record.txt"), *storage)["models"]
+    assert len(models) == len(home.versions())
+    splits = {tuple(each["splits"]) for each in models}
+    assert splits in ({("train",)}, {("test",)})

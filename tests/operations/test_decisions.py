@@ -16,7 +16,7 @@ from pipeline.data.splits import assign_split
 from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test
 from pipeline.operations.schedule_file import Retraining, load_retraining
-from pipeline.release.registry import Champion
+from pipeline.release.champion import Champion
 from pipeline.storage import Store, open_store
 
 DAY = 86_400
@@ -116,6 +116,20 @@ def test_what_was_decided_is_not_trained_again_unless_the_conf_changes(tmp_path:
     assert not again.train and "entry 7 has already decided" in again.reason
     other = retraining_of(tmp_path, warm_start=False)
     assert make_plan(other, store, champion, [entry]).train
+
+
+def test_a_rejected_first_model_is_not_trained_again_on_the_same_data(tmp_path: Path, lines: list[str]) -> None:
+    write_corpus(tmp_path, lines)
+    retraining = retraining_of(tmp_path)
+    store, _ = pretend_prepared(retraining, lines)
+    plan = make_plan(retraining, store, None, [])
+    assert plan.train and "no champion" in plan.reason
+    entry = {"number": 3, "kind": "decided", "identity": identity(retraining), **plan.figures()}
+    for decision, trains in (("rejected", False), ("held", False), ("first", True)):
+        again = make_plan(retraining, store, None, [{**entry, "decision": decision}])
+        assert again.train == trains
+    write_corpus(tmp_path, [*lines, "new"])
+    assert make_plan(retraining, store, None, [{**entry, "decision": "rejected"}]).train
 
 
 def test_records_survive_their_file_and_a_changed_file_is_refused(tmp_path: Path, lines: list[str]) -> None:

@@ -142,6 +142,20 @@ def test_the_default_score_has_a_better_direction_and_every_one_is_known(family:
     assert all(DEFINITIONS[metric].better is not None for metric in allowed)
 
 
+def test_compare_is_short_for_what_must_improve_and_the_rest_of_the_policy_stays(tmp_path: Path) -> None:
+    keep = "release={improve: {elbo_nats: 1}, keep: {frechet: 2, nll_nats: 3}, limits: {frechet: {at_most: 60}}}"
+    for compare, improve in (
+        ({}, {"elbo_nats": 1}),
+        ({"metric": "nll_nats", "min_gain": 0.5}, {"nll_nats": 0.5}),
+        ({"min_gain": 2}, {"elbo_nats": 2}),
+    ):
+        policy = load_retraining(write(tmp_path, set=[keep], compare=compare)).policy
+        assert policy.improve == improve
+        assert set(policy.keep) == {"frechet", "nll_nats"} - set(improve)
+        assert policy.limits["frechet"].at_most == 60
+    assert load_retraining(write(tmp_path, compare={})).policy.improve == {"nll_nats": 0}
+
+
 def test_the_ready_schedules_are_right() -> None:
     schedules = load_schedules(sorted(Path("conf/schedule").glob("*.yaml")))
     assert {schedule.spec.name for schedule in schedules} == {"image-vae-nightly", "text-rnn-weekly"}

@@ -8,7 +8,9 @@ import pytest
 from tiny_bundles import make_bundle
 
 from pipeline.errors import ChampionMovedError, RegistryError
-from pipeline.release.registry import find_champion, promote, register, tag_version
+from pipeline.release.champion import find_champion, tag_version
+from pipeline.release.registry import register
+from pipeline.release.releases import promote
 from pipeline.release.tracking import Tracking, connect, start_or_continue_run
 
 

@@ -11,12 +11,13 @@ import pytest
 from tiny_bundles import MODALITIES, make_bundle, tiny_spec
 
 from pipeline.errors import RegistryError, TrackingError
+from pipeline.evaluation.metric import Score
 from pipeline.generation.batch import generate
 from pipeline.generation.sampling import WEIGHTS, draw, load_bundle
 from pipeline.release.registry import Registered, fetch, find, register
 from pipeline.release.tracking import Tracking, connect, start_or_continue_run
 
-SCORES = {"test/nll_nats": 86.25}
+SCORES = {"test/nll_nats": Score(86.25, "nats per example", "lower")}
 
 
 @pytest.fixture(scope="session")
@@ -34,7 +35,9 @@ def registered(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> 
 def again(tracking: Tracking, folder: Path, name: str, seed: int = 1) -> Registered:
     spec = tiny_spec("image", seed=seed)
     run_id = start_or_continue_run(tracking, spec.name, name, f"again-{name}-{seed}")
-    return register(tracking, run_id, make_bundle(folder, "image", seed=seed), name, {"test/nll_nats": float(seed)})
+    return register(
+        tracking, run_id, make_bundle(folder, "image", seed=seed), name, {"test/nll_nats": Score(float(seed))}
+    )
 
 
 def test_the_first_version_is_champion_and_later_ones_challenge(tracking: Tracking, tmp_path: Path) -> None:
@@ -180,6 +183,23 @@ def test_a_fresh_process_loads_and_predicts_without_pickle(tracking: Tracking, r
     assert prompted[0].startswith("To be")
     assert bytes.fromhex(image[0][0]).startswith(b"\x89PNG")
     assert bytes.fromhex(audio[0][0]).startswith(b"RIFF")
+
+
+@pytest.mark.slow
+def test_a_fresh_process_refuses_a_tampered_model(tracking: Tracking, tmp_path: Path) -> None:
+    version = again(tracking, tmp_path, "tampered-elsewhere")
+    weights = Path(find(version.model_uri, tracking.uri).location, WEIGHTS)
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.write_bytes(data)
+    result = subprocess.run(
+        [sys.executable, "-c", f"import mlflow; mlflow.pyfunc.load_model({version.model_uri!r})"],
+        env={**os.environ, "MLFLOW_TRACKING_URI": tracking.uri, "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false"},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode != 0 and "was changed after training and is not loaded" in result.stderr
 
 
 def test_a_tampered_registered_model_is_refused_when_loaded(
