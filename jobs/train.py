@@ -25,7 +25,7 @@ def train(
         from pipeline.spec import load_spec
 
         spec = load_spec(conf, overrides)
-        from pipeline.workflow import plan, train_job
+        from pipeline.workflow import plan, train_job, verdict_in_words
 
         if dry_run:
             planned = plan(spec)
@@ -35,6 +35,8 @@ def train(
         outcome = train_job(spec, terminal, address, since=psutil.Process().create_time())
         for name, value in sorted(outcome.metrics.items()):
             terminal.console.print(f"  {name:<28} {value:.4f}", highlight=False)
+        if outcome.verdict is not None:
+            terminal.console.print(f"  {verdict_in_words(outcome.verdict)}", highlight=False)
         terminal.console.print(f"  report  {outcome.report}\n  model   {outcome.model_uri}", highlight=False)
         return outcome.as_json()
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +24,8 @@ from pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
     from pipeline.evaluation.latent import LatentView
+    from pipeline.evaluation.score import Score
+    from pipeline.evaluation.verdict import Verdict
     from pipeline.generation.sampling import Bundle
     from pipeline.report.comparison import RunFacts
 
@@ -52,6 +54,45 @@ def look_into_latents(loaded: Bundle, prepared: Prepared) -> LatentView | None:
     return look_into(loaded.model, loaded.codec, prepared.layout, held_out, loaded.spec.seed)
 
 
+def verdict_on(scores: Mapping[str, Score], split: str) -> Verdict | None:
+    """Whether the model is good, varied and new by its scores on `split`; None where none of them says so."""
+    from pipeline.evaluation.evidence import evidence_of
+    from pipeline.evaluation.verdict import judge
+
+    evidence = evidence_of(scores, f"{split}/")
+    return judge(evidence) if evidence else None
+
+
+def looked_into(loaded: Bundle, prepared: Prepared, folder: Path | None, scores: Mapping[str, Score]) -> dict[str, Any]:
+    """What a page shows of a model beside its scores, as keyword arguments of `build_report`. `folder` is the bundle's;
+    without it no sample is drawn again to stand beside the training example that it is like."""
+    from pipeline.evaluation.closest import closest_pairs
+    from pipeline.evaluation.definitions import DEFINITIONS
+    from pipeline.evaluation.surprise import can_tell_surprise, held_out_passage, surprise
+
+    split = loaded.spec.evaluation.split
+    verdict = verdict_on(scores, split)
+    curves = {
+        DEFINITIONS[key.partition("/")[2]].title: [
+            (x, value, *(interval or ()))
+            for x, value, interval in zip(score.curve.x, score.curve.values, score.curve.intervals, strict=True)
+        ]
+        for key, score in scores.items()
+        if score.curve is not None and not key.endswith("_held_out")
+    }
+    told = None
+    if can_tell_surprise(loaded.model, loaded.layout) and loaded.codec.state() == prepared.codec.state():
+        tokens, skip = held_out_passage(prepared.load_split(split), loaded.layout)
+        told = [(one.piece, one.nats) for one in surprise(loaded.model, loaded.codec, loaded.layout, tokens, skip)]
+    return {
+        "latent": look_into_latents(loaded, prepared),
+        "verdict": verdict.as_dict() if verdict else None,
+        "nearest": closest_pairs(loaded.spec, prepared, folder, scores) or None if folder is not None else None,
+        "temperature": curves or None,
+        "surprise": told,
+    }
+
+
 @dataclass(frozen=True)
 class Place:
     """Where what a run left is: its folder in the storage, its id in MLflow, the model that was asked for."""
@@ -71,6 +112,8 @@ class Gathered:
     versions: dict[str, Any]
     ended: datetime | None
     bundle: Bundle | None
+    folder: Path | None
+    """Where the bundle lies on this machine, if it does."""
 
 
 def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
@@ -143,13 +186,16 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
     state = place.folder.read_json("run.json") if place.folder else {}
     run = read_run(tracking_uri, place.run_id) if place.run_id else None
     with tempfile.TemporaryDirectory() as temporary:
-        loaded = None
+        loaded, folder = None, None
         if place.model_uri is not None:
-            loaded = load_bundle(fetch(place.model_uri, tracking_uri, Path(temporary)))
+            folder = fetch(place.model_uri, tracking_uri, Path(temporary))
         elif place.folder is not None and place.folder.exists("bundle", BUNDLE_DONE):
+            folder = place.folder.local_path("bundle") if place.folder.is_local else Path(temporary)
             if not place.folder.is_local:
-                fetch_folder(place.folder.child("bundle"), Path(temporary))
-            loaded = load_bundle(place.folder.local_path("bundle") if place.folder.is_local else temporary)
+                fetch_folder(place.folder.child("bundle"), folder)
+        if folder is not None:
+            loaded = load_bundle(folder)
+            folder = None if folder.is_relative_to(temporary) else folder
 
     def recorded(name: str) -> Any:
         if place.folder is not None and place.folder.exists(name):
@@ -179,7 +225,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
-    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded)
+    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded, folder)
 
 
 def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
@@ -188,6 +234,9 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
 
     facts = gathered.facts
     prepared = find_prepared(store, facts.prepared)
+    shown: dict[str, Any] = {}
+    if gathered.bundle is not None and prepared is not None:
+        shown = looked_into(gathered.bundle, prepared, gathered.folder, facts.scores)
     build_report(
         out,
         spec=facts.spec,
@@ -198,5 +247,5 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,
-        latent=look_into_latents(gathered.bundle, prepared) if gathered.bundle and prepared else None,
+        **shown,
     )

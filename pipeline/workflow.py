@@ -11,7 +11,7 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,9 +67,16 @@ class Outcome:
     examples_per_second: float | None = None
     prepared: str | None = None
     report: str | None = None
+    verdict: dict[str, Any] | None = None
 
     def as_json(self) -> str:
         return json.dumps(vars(self), ensure_ascii=False)
+
+
+def verdict_in_words(verdict: Mapping[str, Any]) -> str:
+    """An outcome's verdict in a line: "good no, varied yes, new yes: blurred"."""
+    answers = ", ".join(f"{question} {answer}" for question, answer in verdict.items() if question != "findings")
+    return f"{answers}: {', '.join(verdict['findings'])}" if verdict["findings"] else answers
 
 
 class Stopwatch:
@@ -275,6 +282,7 @@ def _stages(
     from pipeline.release.gate import Evidence, decide
     from pipeline.release.registry import register
     from pipeline.release.tracking import metric_history, versions
+    from pipeline.reporting import verdict_on
 
     outcome = Outcome(run_id=run_id, prepared=prepared.key)
     # Recorded beside the launch of the workers, which takes longer and needs none of it.
@@ -299,6 +307,11 @@ def _stages(
         if scores.refused:
             recorder.log_json(scores.refused, "scores_refused.json")
         _record_extractors(prepared, scores, recorder)
+        verdict = verdict_on(scores, spec.evaluation.split)
+        if verdict is not None:
+            outcome.verdict = verdict.summary()
+            store.write_json(verdict.as_dict(), "runs", key, "verdict.json")
+            recorder.log_json(verdict.as_dict(), "verdict.json")
 
         progress("report", 0, None, "samples, report")
         history = metric_history(tracking.uri, run_id)
@@ -306,16 +319,19 @@ def _stages(
         outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
         with watch.stage("report"):
             samples, sheet = _samples(spec, bundle, recorder, progress)
+        gate: dict[str, Any] | None = None
         if spec.registry.name is not None:
             progress("register", 0, None, spec.registry.name)
             with watch.stage("register"):
                 # Of a first model; where there is a champion it is compared with, nothing is decided here.
-                decision = decide(spec.release, Evidence(scores), None)
+                found = Evidence(scores, findings=None if verdict is None else verdict.findings)
+                decision = decide(spec.release, found, None)
                 registered = register(tracking, run_id, bundle, spec.registry.name, scores, decision)
+                gate = decision.as_dict() if decision.rules else None
             outcome.model_uri, outcome.model_version = registered.model_uri, registered.version
         with watch.stage("report"):
             outcome.report = _report(
-                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), bundle
+                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), bundle, gate
             )
     ray.experimental.internal_kv._internal_kv_del(key.encode(), namespace=b"atelier")
     return outcome
@@ -413,18 +429,12 @@ def _report(
     recorder: RunRecorder,
     versions: dict[str, str],
     bundle: Path,
-    verdict: Mapping[str, Any] | None = None,
-    gate: Mapping[str, Any] | None = None,
-    nearest: Sequence[Mapping[str, Any]] | None = None,
-    temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
-    surprise: Sequence[tuple[str, float | None]] | None = None,
+    gate: Mapping[str, Any] | None,
 ) -> str:
-    """Write the run's page; what was found besides the scores has the form that `build_report` takes."""
+    """Write the run's page."""
     from pipeline.generation.sampling import load_bundle
     from pipeline.report.page import build_report
-    from pipeline.reporting import look_into_latents
-
-    latent = look_into_latents(load_bundle(bundle), prepared)
+    from pipeline.reporting import looked_into
 
     page = build_report(
         None,
@@ -436,12 +446,8 @@ def _report(
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions,
-        latent=latent,
-        verdict=verdict,
         gate=gate,
-        nearest=nearest,
-        temperature=temperature,
-        surprise=surprise,
+        **looked_into(load_bundle(bundle), prepared, bundle, scores),
     )
     store.write_bytes(page.encode(), "runs", key, "report.html")
     recorder.log_text(page, "report.html")

@@ -88,26 +88,32 @@ def training_chunks(subject: Subject) -> list[Chunk]:
     ]
 
 
-def features_of(
-    subject: Subject, taken: list[Chunk], with_logits: bool = False
-) -> Iterator[tuple[Chunk, Tensor, Tensor | None]]:
-    """Each chunk with its examples' features `[N, D]` and, when asked for and there is a classifier, the class logits
-    `[N, K]` of held-out and generated ones; float64 on the CPU.
+@dataclass(frozen=True)
+class Embedded:
+    """A chunk with its examples in the model's representation `[N, C, *space]`, their features `[N, D]` and, when asked
+    for and there is a classifier, the class logits `[N, K]` of held-out and generated ones; float64 on the CPU."""
+
+    chunk: Chunk
+    x: Tensor
+    features: Tensor
+    logits: Tensor | None
+
+
+def features_of(subject: Subject, taken: list[Chunk], with_logits: bool = False) -> Iterator[Embedded]:
+    """Each chunk embedded.
 
     Raises: TrainingFailedError when the model gives samples that are not finite.
     """
     extractor, classifier = subject.extractor, subject.classifier
     if extractor is None:
         return
-    # Not the run's seed: every run on this prepared set is compared with the same real examples.
-    order = torch.randperm(subject.num_rows, generator=make_generator(0, "evaluation-real"))
-    rows = training_rows(subject)
+    order, rows = held_out_order(subject), training_rows(subject)
     was_training = subject.model.training
     subject.model.eval()
     try:
         for chunk in taken:
             with one_thread(), torch.no_grad():
-                x = _examples(subject, chunk, order, rows)
+                x = examples_of(subject, chunk, order, rows)
                 batches = x.split(subject.spec.evaluation.batch_size)
                 parts = [extractor.features(batch) for batch in batches]
                 logits = None
@@ -115,13 +121,19 @@ def features_of(
                     own = parts if classifier is extractor else [classifier.features(batch) for batch in batches]
                     logits = torch.cat([classifier.logits_of(part) for part in own]).cpu()
                 features = torch.cat(parts).cpu()
-            yield chunk, features, logits
+            yield Embedded(chunk, x, features, logits)
     finally:
         subject.model.train(was_training)
 
 
-def _examples(subject: Subject, chunk: Chunk, order: Tensor, rows: Tensor) -> Tensor:
-    """The chunk's examples in the model's representation."""
+def held_out_order(subject: Subject) -> Tensor:
+    """The held-out rows in the order in which the two real sets take them, int64. Not by the run's seed: every run on
+    this prepared set is compared with the same real examples."""
+    return torch.randperm(subject.num_rows, generator=make_generator(0, "evaluation-real"))
+
+
+def examples_of(subject: Subject, chunk: Chunk, order: Tensor, rows: Tensor) -> Tensor:
+    """The chunk's examples in the model's representation. Raises: TrainingFailedError."""
     if chunk.which == "generated":
         generator = make_generator(subject.spec.seed, "evaluation-sample", chunk.number, device=subject.device)
         x = subject.model.sample(chunk.stop - chunk.start, generator, SamplingOptions())

@@ -75,8 +75,8 @@ class FrechetDistance(Metric):
         return len(self._chunks(subject))
 
     def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
-        for chunk, features, _ in features_of(subject, self._chunks(subject)[rank::world_size]):
-            yield moments_of(chunk, features)
+        for embedded in features_of(subject, self._chunks(subject)[rank::world_size]):
+            yield moments_of(embedded.chunk, embedded.features)
 
     def scoring(self, blocks: Sequence[Sums], subject: Subject) -> Callable[[Sums], dict[str, float]]:
         return distances

@@ -7,6 +7,8 @@ is a union: the driver puts them together in order, whatever the number of worke
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,6 +19,8 @@ from pipeline.evaluation.drawing import (
     Chunk,
     chunks,
     features_of,
+    held_out_order,
+    set_sizes,
     smallest_set,
     training_chunks,
     training_rows,
@@ -26,12 +30,17 @@ from pipeline.evaluation.intervals import Estimate
 from pipeline.evaluation.kernel_distance import kernel_distance
 from pipeline.evaluation.manifolds import NEAREST, Manifold, neighbourhoods
 from pipeline.evaluation.metric import DEFINITIONS, Metric, Score, Subject, add, blocks_of
+from pipeline.evaluation.sample_novelty import FEWEST, SampleSignals, measure_sample_novelty
 from pipeline.evaluation.samples import SampleFeatures
 from pipeline.models.base import Sums
 
 OF_FEATURES = ("kid", "precision", "recall", "density", "coverage", "vendi_score")
+MOST_SHOWN = 8
 OF_CLASSES = ("inception_score",)
-FEATURES, LOGITS = "features", "logits"
+FEATURES, LOGITS, SIGNAL = "features", "logits", "signal"
+MOST_NUMBERS = 2**25
+"""Of each set, so many pixels or samples are compared as they are (128 MiB); of larger ones the first, or of training
+examples as many at equal distances. Features are of all."""
 
 
 class SampleScores(Metric):
@@ -55,8 +64,13 @@ class SampleScores(Metric):
 
     def pieces(self, subject: Subject, rank: int, world_size: int) -> Iterator[Sums]:
         taken = self._chunks(subject)[rank::world_size]
-        for chunk, features, logits in features_of(subject, taken, with_logits=True):
-            found = {FEATURES: features} if logits is None else {FEATURES: features, LOGITS: logits}
+        most = most_signals(subject)
+        for embedded in features_of(subject, taken, with_logits=True):
+            chunk, found = embedded.chunk, {FEATURES: embedded.features}
+            if embedded.logits is not None:
+                found[LOGITS] = embedded.logits
+            if chunk.which == "generated" and chunk.start < most:
+                found[SIGNAL] = embedded.x[: most - chunk.start].float().cpu()
             yield {f"{chunk.which}/{chunk.number:06d}/{kind}": value for kind, value in found.items()}
 
     def blocks(self, sums: Sums, subject: Subject) -> dict[int, Sums]:
@@ -87,6 +101,27 @@ class SampleScores(Metric):
                 stamped["extractor"] = f"{subject.classifier.name}, classes"
                 stamped["extractor_sha256"] = subject.classifier.sha256
             scores[name] = definition.score(estimate, stamped, examples)
+        return scores | self._newness(found, sums, subject, protocol)
+
+    def _newness(
+        self, found: SampleFeatures, sums: Sums, subject: Subject, protocol: dict[str, Any]
+    ) -> dict[str, Score]:
+        """Scores of novelty, repeats and detail; the most similar pairs are shown under `singled_out`."""
+        examples = smallest_set(subject)
+        if examples < FEWEST or len(found.train) < FEWEST:
+            return {}
+        signals = signals_of(sums, subject)
+        novelty = measure_sample_novelty(found, signals, subject.spec.seed)
+        stamped = {**protocol, "training": len(found.train), "training_as_signals": len(signals.train)}
+        scores = {
+            key: DEFINITIONS[key].score(estimate, stamped, examples) for key, estimate in novelty.estimates.items()
+        }
+        for key, pairs in (
+            ("singled_out", novelty.by_features.pairs),
+            ("signal_singled_out", novelty.by_signals.pairs),
+        ):
+            if key in scores:
+                scores[key] = replace(scores[key], shown=tuple(asdict(pair) for pair in pairs[:MOST_SHOWN]))
         return scores
 
     def refusals(self, subject: Subject) -> dict[str, str]:
@@ -96,6 +131,28 @@ class SampleScores(Metric):
         names = ("frechet", *OF_FEATURES, *(OF_CLASSES if subject.classifier is not None else ()))
         reasons = {name: DEFINITIONS[name].refusal(examples) for name in names}
         return {name: reason for name, reason in reasons.items() if reason is not None}
+
+
+def most_signals(subject: Subject) -> int:
+    """Examples of a set that are compared as they are."""
+    return max(FEWEST, MOST_NUMBERS // subject.layout.dimensions)
+
+
+def signals_of(sums: Sums, subject: Subject) -> SampleSignals:
+    """The examples themselves: generated ones as all ranks gave them, held-out and training ones from their split."""
+    assert subject.prepared is not None
+    most = most_signals(subject)
+    names = sorted(name for name in sums if name.startswith("generated/") and name.endswith(SIGNAL))
+    sizes = set_sizes(subject)
+    held_out = held_out_order(subject)[: sizes["real_a"] + sizes["real_b"]][:most]
+    rows = training_rows(subject)
+    rows = rows[torch.arange(min(most, len(rows))) * len(rows) // min(most, len(rows))]
+    return SampleSignals(
+        generated=torch.cat([sums[name] for name in names]),
+        held_out=subject.layout.to_model(subject.arrays.x[held_out]),
+        train=subject.layout.to_model(subject.prepared.load_rows("train", rows)),
+        train_rows=rows,
+    )
 
 
 def collected(sums: Sums, subject: Subject) -> SampleFeatures:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from pipeline.evaluation.evidence import GRAM, Evidence
 
@@ -239,6 +239,18 @@ class Verdict:
     answers: dict[Question, Answer]
     findings: tuple[Finding, ...]
     reasons: dict[Question, tuple[str, ...]]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Of JSON types: `findings`, and of each question its `answer` and the reasons as its `findings`."""
+        answers: dict[str, Any] = {
+            question: {"answer": self.answers[question], "findings": list(self.reasons[question])}
+            for question in QUESTIONS
+        }
+        return {"findings": list(self.findings), **answers}
+
+    def summary(self) -> dict[str, Any]:
+        """The answers by question, and the `findings`."""
+        return {**{str(question): answer for question, answer in self.answers.items()}, "findings": list(self.findings)}
 
     def in_words(self) -> str:
         """One line a question."""

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from pipeline.tuning.space import CampaignSpec
 
 PACKAGES = ("pipeline", "jobs")
-SOURCE_SUFFIXES = frozenset({".py", ".j2", ".html", ".css"})
+SOURCE_SUFFIXES = frozenset({".py", ".j2", ".html", ".css", ".js"})
 
 SIZE_LIMIT_VARIABLE = "RAY_max_grpc_message_size"
 SIZE_LIMIT = 512 * 1024**2

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.data.manifest import Manifest
+from pipeline.evaluation.definitions import DEFINITIONS
 from pipeline.evaluation.latent import LatentView
-from pipeline.evaluation.metric import DEFINITIONS, Score, Scores
+from pipeline.evaluation.metric import Score, Scores
 from pipeline.report import curves
 from pipeline.report.data_card import data_card, label_bars, split_rows
 from pipeline.report.findings import (

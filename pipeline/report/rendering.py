@@ -11,7 +11,8 @@ from typing import Any
 
 import jinja2
 
-from pipeline.evaluation.metric import DEFINITIONS, Definition, Score
+from pipeline.evaluation.definitions import DEFINITIONS
+from pipeline.evaluation.metric import Definition, Score
 from pipeline.report import curves
 from pipeline.storage import open_store
 

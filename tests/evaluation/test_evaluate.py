@@ -10,16 +10,18 @@ from pipeline.data.prepared import Prepared
 from pipeline.errors import CorpusError
 from pipeline.evaluation import evaluate as room
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.sample_novelty import DEFINITIONS_OF_SAMPLE_NOVELTY
 from tests.evaluation.conftest import MLP, PICTURES, RECURRENT, SOUNDS, WINDOWS, pictures, tones
 
 VAE = {"kind": "vae", "latent_size": 4}
 GAN = {"kind": "gan", "latent_size": 4}
 RNN = {"kind": "rnn"}
-SAMPLES = {"test/frechet", "test/frechet_floor", "test/kid", "test/kid_floor"} | {
-    f"test/{name}{of_real}"
-    for name in ("precision", "recall", "density", "coverage", "vendi_score", "inception_score")
-    for of_real in ("", "_ceiling")
-}
+OF_NEIGHBOURS = ("precision", "recall", "density", "coverage", "vendi_score", "inception_score")
+SAMPLES = (
+    {"test/frechet", "test/frechet_floor", "test/kid", "test/kid_floor"}
+    | {f"test/{name}{of_real}" for name in OF_NEIGHBOURS for of_real in ("", "_ceiling")}
+    | {f"test/{name}" for name in DEFINITIONS_OF_SAMPLE_NOVELTY}
+)
 LIKELIHOOD = {"test/nll_nats", "test/elbo_nats", "test/kl_nats", "test/reconstruction_mse", "test/active_units"}
 
 

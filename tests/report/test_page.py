@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 from report_pages import GATE, SAMPLES, VERDICT, everything, page
 
-from pipeline.evaluation.metric import DEFINITIONS, Score, Scores
+from pipeline.evaluation.definitions import DEFINITIONS
+from pipeline.evaluation.metric import Score, Scores
 from pipeline.report.page import MOST_BYTES
 from pipeline.report.rendering import duration
 
