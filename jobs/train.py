@@ -25,7 +25,8 @@ def train(
         from pipeline.spec import load_spec
 
         spec = load_spec(conf, overrides)
-        from pipeline.workflow import plan, train_job, verdict_in_words
+        from pipeline.outcome import verdict_in_words
+        from pipeline.workflow import plan, train_job
 
         if dry_run:
             planned = plan(spec)

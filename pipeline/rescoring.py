@@ -10,11 +10,11 @@ import time
 from pathlib import Path
 
 from pipeline.errors import PreparedDataError, SpecError
+from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import apply_overrides
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
-from pipeline.workflow import Outcome, Stopwatch
 
 
 def evaluate_job(

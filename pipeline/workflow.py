@@ -11,13 +11,12 @@ import json
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pipeline.errors import AtelierError
+from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import flatten
 from pipeline.spec import RunSpec
@@ -26,7 +25,6 @@ from pipeline.storage import Store, open_store
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
     from pipeline.data.records import Corpus
-    from pipeline.evaluation.metric import Score
     from pipeline.release.recorder import RunRecorder
     from pipeline.release.tracking import Tracking
 
@@ -53,52 +51,6 @@ NOT_IDENTITY: Any = {
 """Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""
 
 Result = TypeVar("Result")
-
-
-@dataclass
-class Outcome:
-    """What a job tells its caller in its last line of output."""
-
-    run_id: str | None = None
-    model_uri: str | None = None
-    model_version: str | None = None
-    metrics: dict[str, float] = field(default_factory=dict)
-    seconds: dict[str, float] = field(default_factory=dict)
-    examples_per_second: float | None = None
-    prepared: str | None = None
-    report: str | None = None
-    verdict: dict[str, Any] | None = None
-
-    def as_json(self) -> str:
-        return json.dumps(vars(self), ensure_ascii=False)
-
-
-def verdict_in_words(verdict: Mapping[str, Any]) -> str:
-    """An outcome's verdict in a line: "good no, varied yes, new yes: blurred"."""
-    answers = ", ".join(f"{question} {answer}" for question, answer in verdict.items() if question != "findings")
-    return f"{answers}: {', '.join(verdict['findings'])}" if verdict["findings"] else answers
-
-
-class Stopwatch:
-    """Seconds by stage; `since` is when the process started, so that imports count."""
-
-    def __init__(self, since: float | None = None) -> None:
-        self.started = since or time.time()
-        self.seconds: dict[str, float] = {}
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        start = time.time()
-        try:
-            yield
-        finally:
-            self.add(name, time.time() - start)
-
-    def add(self, name: str, seconds: float) -> None:
-        self.seconds[name] = round(self.seconds.get(name, 0.0) + seconds, 2)
-
-    def with_total(self) -> dict[str, float]:
-        return {**self.seconds, "total": round(time.time() - self.started, 2)}
 
 
 class _Beside(threading.Thread):
@@ -278,13 +230,8 @@ def _stages(
 ) -> Outcome:
     import ray
 
-    from pipeline.evaluation.evaluate import evaluate
-    from pipeline.release.gate import Evidence, decide
-    from pipeline.release.registry import register
-    from pipeline.release.tracking import metric_history, versions
-    from pipeline.reporting import verdict_on
+    from pipeline.concluding import Run, conclude
 
-    outcome = Outcome(run_id=run_id, prepared=prepared.key)
     # Recorded beside the launch of the workers, which takes longer and needs none of it.
     noting = _Beside(lambda: _record_inputs(spec, prepared, recorder))
     folder = store.child("runs", key, "bundle")
@@ -298,41 +245,8 @@ def _stages(
             fetch_folder(folder, bundle)
         noting.result()
 
-        with watch.stage("evaluate"):
-            scores = evaluate(spec, prepared, bundle, progress)
-        outcome.metrics = {name: score.value for name, score in scores.items()}
-        store.write_json({name: score.as_dict() for name, score in scores.items()}, "runs", key, "scores.json")
-        recorder.log_metrics(outcome.metrics, 0)
-        recorder.log_json({name: score.as_dict() for name, score in scores.items()}, "scores.json")
-        if scores.refused:
-            recorder.log_json(scores.refused, "scores_refused.json")
-        _record_extractors(prepared, scores, recorder)
-        verdict = verdict_on(scores, spec.evaluation.split)
-        if verdict is not None:
-            outcome.verdict = verdict.summary()
-            store.write_json(verdict.as_dict(), "runs", key, "verdict.json")
-            recorder.log_json(verdict.as_dict(), "verdict.json")
-
-        progress("report", 0, None, "samples, report")
-        history = metric_history(tracking.uri, run_id)
-        speeds = [row["train/examples_per_second"] for row in history if "train/examples_per_second" in row]
-        outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
-        with watch.stage("report"):
-            samples, sheet = _samples(spec, bundle, recorder, progress)
-        gate: dict[str, Any] | None = None
-        if spec.registry.name is not None:
-            progress("register", 0, None, spec.registry.name)
-            with watch.stage("register"):
-                # Of a first model; where there is a champion it is compared with, nothing is decided here.
-                found = Evidence(scores, findings=None if verdict is None else verdict.findings)
-                decision = decide(spec.release, found, None)
-                registered = register(tracking, run_id, bundle, spec.registry.name, scores, decision)
-                gate = decision.as_dict() if decision.rules else None
-            outcome.model_uri, outcome.model_version = registered.model_uri, registered.version
-        with watch.stage("report"):
-            outcome.report = _report(
-                spec, store, prepared, key, history, scores, samples, sheet, watch, recorder, versions(), bundle, gate
-            )
+        run = Run(spec, store, prepared, tracking, run_id, key, recorder)
+        outcome = conclude(run, bundle, progress, watch)
     ray.experimental.internal_kv._internal_kv_del(key.encode(), namespace=b"atelier")
     return outcome
 
@@ -344,14 +258,6 @@ def _record_inputs(spec: RunSpec, prepared: Prepared, recorder: RunRecorder) -> 
     recorder.log_text(spec.as_yaml(), "spec.yaml")
     recorder.log_json(prepared.manifest.as_dict(), "manifest.json")
     recorder.log_json(versions(), "versions.json")
-
-
-def _record_extractors(prepared: Prepared, scores: Mapping[str, Score], recorder: RunRecorder) -> None:
-    """Record the corpus's own networks whose features or classes scores were taken in."""
-    used = {str(score.protocol.get("extractor")).split(",")[0] for score in scores.values()}
-    for name in prepared.store.list_names("extractors"):
-        if name.rsplit(".", 1)[0] in used:
-            recorder.log_bytes(prepared.store.read_bytes("extractors", name), f"extractors/{name}")
 
 
 def _train(
@@ -397,61 +303,6 @@ def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str, run_id: str) -
         read_checked(bundle)
         RunRecorder(tracking_uri, run_id).log_tags({"atelier.warm_start": found.model_uri})
         return keep_weights(store, bundle / WEIGHTS)
-
-
-def _samples(spec: RunSpec, bundle: Path, recorder: RunRecorder, progress: Progress) -> tuple[list[Any], bytes | None]:
-    """Draw samples and record them: pictures, texts or playable sound."""
-    from pipeline.generation.sampling import load_bundle, overview
-    from pipeline.reporting import draw_for_report
-
-    loaded = load_bundle(bundle)
-    samples = draw_for_report(loaded)
-    sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
-    with tempfile.TemporaryDirectory() as folder:
-        for number, sample in enumerate(samples[:16]):
-            Path(folder, f"{number:02d}{loaded.codec.extension}").write_bytes(loaded.codec.to_bytes(sample))
-        if sheet is not None:
-            Path(folder, "overview.png").write_bytes(sheet)
-        recorder.log_folder(Path(folder), "samples")
-    return samples, sheet
-
-
-def _report(
-    spec: RunSpec,
-    store: Store,
-    prepared: Prepared,
-    key: str,
-    history: list[dict[str, float]],
-    scores: dict[str, Score],
-    samples: list[Any],
-    sheet: bytes | None,
-    watch: Stopwatch,
-    recorder: RunRecorder,
-    versions: dict[str, str],
-    bundle: Path,
-    gate: Mapping[str, Any] | None,
-) -> str:
-    """Write the run's page."""
-    from pipeline.generation.sampling import load_bundle
-    from pipeline.report.page import build_report
-    from pipeline.reporting import looked_into
-
-    page = build_report(
-        None,
-        spec=spec,
-        manifest=prepared.manifest,
-        history=history,
-        scores=scores,
-        samples=samples,
-        overview_png=sheet,
-        seconds=watch.with_total(),
-        versions=versions,
-        gate=gate,
-        **looked_into(load_bundle(bundle), prepared, bundle, scores),
-    )
-    store.write_bytes(page.encode(), "runs", key, "report.html")
-    recorder.log_text(page, "report.html")
-    return store.path("runs", key, "report.html")
 
 
 def _copy_folder(folder: Path, store: Store) -> None:

@@ -34,7 +34,9 @@ DEFINITIONS_OF_DETAIL: dict[str, Definition] = {
     ),
 }
 DEFINITIONS_OF_DETAIL |= {
-    key + HELD_OUT: Definition(f"{one.title}, held-out", one.unit, None, "The same of held-out examples: what a perfect model would score.")
+    key + HELD_OUT: Definition(
+        f"{one.title}, held-out", one.unit, None, "The same of held-out examples: what a perfect model would score."
+    )
     for key, one in DEFINITIONS_OF_DETAIL.items()
 }
 

@@ -21,6 +21,7 @@ from pipeline.evaluation.metric import Score
 from pipeline.operations.decisions import Plan, held_out, identity
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.operations.schedule_file import Retraining
+from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress
 from pipeline.release.champion import Champion, find_version
 from pipeline.release.conclusion import Concluded, conclude
@@ -29,7 +30,7 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.release.registry import fetch
 from pipeline.spec.release import bare
 from pipeline.storage import Store
-from pipeline.workflow import Outcome, Stopwatch, finished_outcome, train_job
+from pipeline.workflow import finished_outcome, train_job
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared

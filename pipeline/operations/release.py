@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.errors import PreparedDataError, RegistryError, SpecError
 from pipeline.evaluation.metric import Score
+from pipeline.outcome import Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import apply_overrides
 from pipeline.release.champion import CHALLENGER, Champion, Version, find_champion, find_version, list_versions
@@ -25,7 +26,6 @@ from pipeline.release.tracking import read_artifact, resolve_uri
 from pipeline.spec import RunSpec, make_spec
 from pipeline.spec.release import bare
 from pipeline.storage import open_store
-from pipeline.workflow import Stopwatch
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared

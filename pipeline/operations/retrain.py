@@ -19,12 +19,13 @@ from pipeline.operations.contest import Contest, now, this_process
 from pipeline.operations.decisions import identity, make_plan, open_base_corpus
 from pipeline.operations.ledger import Entry, Ledger
 from pipeline.operations.schedule_file import Retraining
+from pipeline.outcome import Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.release.champion import find_champion
 from pipeline.release.releases import settle
 from pipeline.release.tracking import resolve_uri
 from pipeline.storage import Store, open_store
-from pipeline.workflow import Stopwatch, finished_outcome
+from pipeline.workflow import finished_outcome
 
 
 @dataclass

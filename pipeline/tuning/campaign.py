@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import SpecError
+from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.ray_session import free_slots, ray_session
 from pipeline.release.recorder import RunRecorder
@@ -22,7 +23,7 @@ from pipeline.storage import Store, open_store
 from pipeline.tuning.ledger import Ledger, Trial, campaign_key
 from pipeline.tuning.search import best_of
 from pipeline.tuning.space import Campaign, needs_extractor
-from pipeline.workflow import Outcome, Stopwatch, open_base_corpus, train_job
+from pipeline.workflow import open_base_corpus, train_job
 
 # Tune writes its own log files of every result, and takes Ctrl-C for a wish to finish the trials first.
 os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")

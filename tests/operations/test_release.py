@@ -23,6 +23,7 @@ from pipeline.operations.contest import Contest
 from pipeline.operations.ledger import Ledger
 from pipeline.operations.release import decide_job, rollback_job, show
 from pipeline.operations.schedule_file import Retraining, RetrainSpec
+from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import silent
 from pipeline.release.champion import find_champion, find_version
 from pipeline.release.policy import policy_of
@@ -31,7 +32,6 @@ from pipeline.release.registry import register
 from pipeline.release.tracking import Tracking, open_tracking, read_artifact, start_or_continue_run
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
-from pipeline.workflow import Outcome, Stopwatch
 from tests.evaluation.conftest import MLP, PICTURES, pictures, prepare_small, spec_of
 
 __all__ = ["prepare_small", "spec_of"]

@@ -1,0 +1,155 @@
+"""What follows a training: scores, the verdict on them, samples, the registered model and the page.  [mlflow]
+
+Runs in the driver, from a finished bundle; a call after a crash does it again, and registers no second version.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.data.prepared import Prepared
+from pipeline.outcome import Outcome, Stopwatch
+from pipeline.progress import Progress
+from pipeline.spec import RunSpec
+from pipeline.storage import Store
+
+if TYPE_CHECKING:
+    from pipeline.evaluation.metric import Score, Scores
+    from pipeline.evaluation.verdict import Verdict
+    from pipeline.generation.sampling import Bundle
+    from pipeline.release.recorder import RunRecorder
+    from pipeline.release.tracking import Tracking
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that was trained: what it is of, where it is recorded, and its `key`, the name of its folder."""
+
+    spec: RunSpec
+    store: Store
+    prepared: Prepared
+    tracking: Tracking
+    run_id: str
+    key: str
+    recorder: RunRecorder
+
+
+def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Outcome:
+    """Score, judge, record, register and report the model in the folder `bundle`."""
+    from pipeline.evaluation.evaluate import evaluate
+    from pipeline.generation.sampling import load_bundle
+    from pipeline.release.tracking import metric_history
+    from pipeline.reporting import verdict_on
+
+    spec = run.spec
+    outcome = Outcome(run_id=run.run_id, prepared=run.prepared.key)
+    with watch.stage("evaluate"):
+        scores = evaluate(spec, run.prepared, bundle, progress)
+    verdict = verdict_on(scores, spec.evaluation.split)
+    outcome.metrics = {name: score.value for name, score in scores.items()}
+    outcome.verdict = verdict.summary() if verdict else None
+    _record_scores(run, scores, verdict)
+
+    progress("report", 0, None, "samples, report")
+    history = metric_history(run.tracking.uri, run.run_id)
+    speeds = [row["train/examples_per_second"] for row in history if "train/examples_per_second" in row]
+    outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
+    with watch.stage("report"):
+        loaded = load_bundle(bundle)
+        samples, sheet = _record_samples(run, loaded)
+    gate: dict[str, Any] | None = None
+    if spec.registry.name is not None:
+        progress("register", 0, None, spec.registry.name)
+        with watch.stage("register"):
+            outcome.model_uri, outcome.model_version, gate = _register(run, bundle, scores, verdict)
+    with watch.stage("report"):
+        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, sheet, gate, watch)
+    return outcome
+
+
+def _record_scores(run: Run, scores: Scores, verdict: Verdict | None) -> None:
+    """Into the run's folder and MLflow, with the corpus's own networks whose features or classes they were taken in."""
+    recorder, as_dicts = run.recorder, {name: score.as_dict() for name, score in scores.items()}
+    run.store.write_json(as_dicts, "runs", run.key, "scores.json")
+    recorder.log_metrics({name: score.value for name, score in scores.items()}, 0)
+    recorder.log_json(as_dicts, "scores.json")
+    if scores.refused:
+        recorder.log_json(scores.refused, "scores_refused.json")
+    if verdict is not None:
+        run.store.write_json(verdict.as_dict(), "runs", run.key, "verdict.json")
+        recorder.log_json(verdict.as_dict(), "verdict.json")
+    kept = run.prepared.store
+    used = {str(score.protocol.get("extractor")).split(",")[0] for score in scores.values()}
+    for name in kept.list_names("extractors"):
+        if name.rsplit(".", 1)[0] in used:
+            recorder.log_bytes(kept.read_bytes("extractors", name), f"extractors/{name}")
+
+
+def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
+    """Draw samples and record them: pictures, texts or playable sound; the samples, and a picture of them."""
+    from pipeline.generation.sampling import overview
+    from pipeline.reporting import draw_for_report
+
+    samples = draw_for_report(loaded)
+    sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
+    with tempfile.TemporaryDirectory() as folder:
+        for number, sample in enumerate(samples[:16]):
+            Path(folder, f"{number:02d}{loaded.codec.extension}").write_bytes(loaded.codec.to_bytes(sample))
+        if sheet is not None:
+            Path(folder, "overview.png").write_bytes(sheet)
+        run.recorder.log_folder(Path(folder), "samples")
+    return samples, sheet
+
+
+def _register(
+    run: Run, bundle: Path, scores: Mapping[str, Score], verdict: Verdict | None
+) -> tuple[str, str, dict[str, Any] | None]:
+    """The model's URI and version, and what the gate said of it."""
+    from pipeline.release.gate import Evidence, decide
+    from pipeline.release.registry import register
+
+    name = run.spec.registry.name
+    assert name is not None
+    # Of a first model; where there is a champion it is compared with, nothing is decided here.
+    found = Evidence(scores, findings=None if verdict is None else verdict.findings)
+    decision = decide(run.spec.release, found, None)
+    registered = register(run.tracking, run.run_id, bundle, name, scores, decision)
+    return registered.model_uri, registered.version, decision.as_dict() if decision.rules else None
+
+
+def _write_page(
+    run: Run,
+    loaded: Bundle,
+    bundle: Path,
+    history: list[dict[str, float]],
+    scores: Scores,
+    samples: list[Any],
+    sheet: bytes | None,
+    gate: dict[str, Any] | None,
+    watch: Stopwatch,
+) -> str:
+    """Write the run's page; where it is."""
+    from pipeline.release.tracking import versions
+    from pipeline.report.page import build_report
+    from pipeline.reporting import looked_into
+
+    page = build_report(
+        None,
+        spec=run.spec,
+        manifest=run.prepared.manifest,
+        history=history,
+        scores=scores,
+        samples=samples,
+        overview_png=sheet,
+        seconds=watch.with_total(),
+        versions=versions(),
+        gate=gate,
+        **looked_into(loaded, run.prepared, bundle, scores),
+    )
+    run.store.write_bytes(page.encode(), "runs", run.key, "report.html")
+    run.recorder.log_text(page, "report.html")
+    return run.store.path("runs", run.key, "report.html")
