@@ -32,7 +32,7 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
     rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, at_once or int(ray.cluster_resources()["CPU"]))]
     # Not `from_arrow`, which sends a task to other workers for the size of each block.
     given = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = given.flat_map(Told(stage), compute=TaskPoolStrategy(at_once))
+    dataset = given.flat_map(Told(stage), compute=TaskPoolStrategy(at_once and min(at_once, len(rows))))
     dataset.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
