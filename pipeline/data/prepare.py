@@ -201,11 +201,13 @@ class _Preparation:
         near.save_signatures(self.work, self.parts, rows, chosen, self.codec.modality)
         stage = near.PairStage(self.work, len(chosen), self.codec.modality, self.spec.data.duplicates.similarity)
         items, found = near.bands(self.codec.modality), [np.zeros((0, 2), np.int64)]
-        with ThreadPoolExecutor(INLINE_THREADS) as threads:
-            answers = threads.map(stage, items) if len(chosen) <= INLINE_ROWS else spread(items, stage)
-            for done, answer in enumerate(answers, start=1):
-                found.append(np.frombuffer(answer["pairs"], np.int64).reshape(-1, 2))
-                self.progress("prepare", done, len(items), "looking for near duplicates")
+        if len(chosen) <= INLINE_ROWS:
+            with ThreadPoolExecutor(INLINE_THREADS) as threads:
+                found += [_pairs(answer) for answer in threads.map(stage, items)]
+        else:
+            for answer in spread(items, stage):
+                found.append(_pairs(answer))
+                self.progress("prepare", len(found) - 1, len(items), "looking for near duplicates")
         return chosen[np.unique(np.concatenate(found), axis=0)]
 
     # --- fitting, encoding, cutting ---------------------------------------------------------------------------
@@ -310,3 +312,7 @@ class _Preparation:
         value = call()
         self.seconds[name] = time.monotonic() - start
         return value
+
+
+def _pairs(answer: dict[str, Any]) -> np.ndarray:
+    return np.frombuffer(answer["pairs"], np.int64).reshape(-1, 2)

@@ -19,7 +19,7 @@ from ray.data import TaskPoolStrategy
 from pipeline.errors import AtelierError
 
 ITEMS = "items"
-RAISED = "raised"
+ANSWERS = "answers"
 
 Item = dict[str, Any]
 
@@ -32,14 +32,15 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
     rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, at_once or int(ray.cluster_resources()["CPU"]))]
     # Not `from_arrow`, which sends a task to other workers for the size of each block.
     given = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = given.flat_map(Told(stage), compute=TaskPoolStrategy(at_once))
+    dataset = given.map(Told(stage), compute=TaskPoolStrategy(at_once and min(at_once, len(rows))))
     dataset.context.enable_progress_bars = False
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)  # it warns that its bars are off
-    for answer in dataset.iter_rows():
-        if RAISED in answer:
-            raise pickle.loads(answer[RAISED])
-        yield answer
+    for row in dataset.iter_rows():
+        answers = pickle.loads(row[ANSWERS])
+        if isinstance(answers, AtelierError):
+            raise answers
+        yield from answers
 
 
 def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
@@ -67,9 +68,11 @@ class Told:
 
     stage: Callable[[Item], Item]
 
-    def __call__(self, row: Item) -> list[Item]:
-        """`ITEMS` (pickled) → an answer each, or `RAISED` alone: the rows of a block have the same keys."""
+    def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
+        """`ITEMS` → `ANSWERS`, an answer each, or the error of one; both pickled."""
+        answers: list[Item] | AtelierError
         try:
-            return [self.stage(item) for item in pickle.loads(row[ITEMS])]
+            answers = [self.stage(item) for item in pickle.loads(row[ITEMS])]
         except AtelierError as error:
-            return [{RAISED: pickle.dumps(error)}]
+            answers = error
+        return {ANSWERS: pickle.dumps(answers)}
