@@ -116,10 +116,11 @@ class Share:
 class Nearness:
     """Distances to the nearest training example. `generated` and `held_out` are their quantiles at `QUANTILES`; `ratio`
     is of the medians; `closer_than` are the shares of generated examples below the held-out's 1% and 5% quantiles.
+    There is no interval where the held-out ones are as near as can be.
     """
 
     ratio: float
-    ratio_interval: Interval
+    ratio_interval: Interval | None
     generated: tuple[float, ...]
     held_out: tuple[float, ...]
     closer_than: dict[str, Share]
@@ -218,9 +219,10 @@ def nearness(generated: Neighbours, held_out: Neighbours, seed: int = 0) -> Near
         torch.tensor([0.025, 0.975], dtype=torch.float64)
     )
     middle = float(theirs.median())
+    known = middle > 0 and bool(torch.isfinite(ratios).all())  # held-out examples may all be training examples
     return Nearness(
         ratio=float(ours.median()) / middle if middle > 0 else 1.0,
-        ratio_interval=(float(ratios[0]), float(ratios[1])),
+        ratio_interval=(float(ratios[0]), float(ratios[1])) if known else None,
         generated=tuple(ours.quantile(levels).tolist()),
         held_out=tuple(of_held_out.tolist()),
         closer_than={
