@@ -25,7 +25,7 @@ def train(
         from pipeline.spec import load_spec
 
         spec = load_spec(conf, overrides)
-        from pipeline.outcome import verdict_in_words
+        from pipeline.outcome import score_lines, verdict_in_words
         from pipeline.workflow import plan, train_job
 
         if dry_run:
@@ -34,8 +34,8 @@ def train(
             terminal.console.print_json(json.dumps(planned))
             return json.dumps({"spec": spec.as_dict(), "plan": planned}, ensure_ascii=False)
         outcome = train_job(spec, terminal, address, since=psutil.Process().create_time())
-        for name, value in sorted(outcome.metrics.items()):
-            terminal.console.print(f"  {name:<28} {value:.4f}", highlight=False)
+        for line in score_lines(outcome.metrics):
+            terminal.console.print(line, highlight=False)
         if outcome.verdict is not None:
             terminal.console.print(f"  {verdict_in_words(outcome.verdict)}", highlight=False)
         terminal.console.print(f"  report  {outcome.report}\n  model   {outcome.model_uri}", highlight=False)

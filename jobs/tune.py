@@ -33,6 +33,7 @@ def tune(
         campaign = load_campaign(campaign_file, overrides)
         if dry_run:
             return json.dumps({"campaign": campaign.spec.model_dump(mode="json"), "objective": campaign.objective})
+        from pipeline.outcome import score_lines
         from pipeline.tuning.campaign import tune_job
 
         outcome = tune_job(campaign, terminal, address, since=psutil.Process().create_time())
@@ -45,8 +46,8 @@ def tune(
         console.print(
             f"  best    trial {outcome.best['number']}: {outcome.best['values']}", highlight=False, soft_wrap=True
         )
-        for name, value in sorted(outcome.metrics.items()):
-            console.print(f"  {name:<28} {value:.4f}", highlight=False, soft_wrap=True)
+        for line in score_lines(outcome.metrics):
+            console.print(line, highlight=False, soft_wrap=True)
         console.print(f"  report  {outcome.report}\n  model   {outcome.model_uri}", highlight=False, soft_wrap=True)
         return outcome.as_json()
 

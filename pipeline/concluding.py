@@ -108,17 +108,20 @@ def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
 def _register(
     run: Run, bundle: Path, scores: Mapping[str, Score], verdict: Verdict | None
 ) -> tuple[str, str, dict[str, Any] | None]:
-    """The model's URI and version, and what the gate said of it."""
+    """The model's URI and version, and what the gate said of it where it decided: of a first model."""
+    from pipeline.release.champion import find_champion
     from pipeline.release.gate import Evidence, decide
     from pipeline.release.registry import register
 
     name = run.spec.registry.name
     assert name is not None
-    # Of a first model; where there is a champion it is compared with, nothing is decided here.
     found = Evidence(scores, findings=None if verdict is None else verdict.findings)
     decision = decide(run.spec.release, found, None)
     registered = register(run.tracking, run.run_id, bundle, name, scores, decision)
-    return registered.model_uri, registered.version, decision.as_dict() if decision.rules else None
+    # Where another version is champion, a contest decides, not this run.
+    champion = find_champion(run.tracking.uri, name)
+    decided = champion is None or champion.version == registered.version
+    return registered.model_uri, registered.version, decision.as_dict() if decided and decision.rules else None
 
 
 def _write_page(

@@ -28,6 +28,20 @@ class Outcome:
         return json.dumps(vars(self), ensure_ascii=False)
 
 
+COMPANIONS = ("_held_out", "_ceiling", "_floor")
+"""What is added to a score's key for the same score of real examples."""
+
+
+def score_lines(metrics: Mapping[str, float]) -> Iterator[str]:
+    """Scores for a terminal, one a line, each with what real examples score where that is known."""
+    for name, value in sorted(metrics.items()):
+        if name.endswith(COMPANIONS):
+            continue
+        real = [metrics[name + companion] for companion in COMPANIONS if name + companion in metrics]
+        beside = f"   real examples {real[0]:.4g}" if real else ""
+        yield f"  {name:<28} {value:<10.4f}{beside}".rstrip()
+
+
 def verdict_in_words(verdict: Mapping[str, Any]) -> str:
     """An outcome's verdict in a line: "good no, varied yes, new yes: blurred"."""
     answers = ", ".join(f"{question} {answer}" for question, answer in verdict.items() if question != "findings")

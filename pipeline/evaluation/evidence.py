@@ -11,10 +11,7 @@ from dataclasses import dataclass
 
 from pipeline.evaluation.intervals import Estimate, Interval
 from pipeline.evaluation.score import Score
-
-COMPANIONS = ("_held_out", "_ceiling", "_floor")
-"""What is added to a score's key for the same score of real examples."""
-
+from pipeline.outcome import COMPANIONS
 
 GRAM = "gram_characters"
 """Under this key, how many characters the n-grams have that a text was searched for; from the scores' protocol."""
