@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from pipeline.data.cleaning import Lists, OptOut
@@ -191,10 +191,11 @@ def test_shards_of_windows_hold_the_stream_whatever_the_parts(
     data = data_spec(codec, split={"validation": 0.3, "test": 0.3}, duplicates={"exact": "keep", "near": "off"})
     store = memory_store()
     parts = in_parts(texts, sizes, data, store)
-    layout, found = cut(parts, data, store, rows_per_shard)
     kept = [text for text in texts if text.strip()]
     rows = load_rows(parts, [np.zeros(1, np.int64)] * len(parts))
     side = select(rows, np.zeros((0, 2), np.int64), data, str).side
+    assume((side == 0).any())  # a codec cannot be fitted on a training split that is empty
+    layout, found = cut(parts, data, store, rows_per_shard)
     assert int((side < 3).sum()) == len(kept)
     alive = [text for text, row_side in zip(texts, side.tolist(), strict=True) if row_side < 3]
     assert alive == kept

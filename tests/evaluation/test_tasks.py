@@ -31,7 +31,7 @@ def test_two_and_four_workers_give_the_scores_of_one(spec_of, prepare_small, bun
     if cell == "pictures":
         assert alone.keys() >= {"test/nll_nats", "test/frechet", "test/kid", "test/precision", "test/vendi_score"}
         samples = collect_samples(one, prepared, bundle)
-        assert (len(samples.generated), len(samples.held_out), len(samples.train)) == (30, 60, 61)
+        assert (len(samples.generated), len(samples.held_out), len(samples.train)) == (30, 61, 61)
     for workers in (2, 4):
         spec = spec_of(*parts, samples=1000, num_workers=workers)
         together = evaluate(spec, prepared, bundle)

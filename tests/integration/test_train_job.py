@@ -71,8 +71,9 @@ def trained(ray_cluster: None, storage: Path) -> dict[str, Any]:
 
 
 def test_last_line_has_everything_that_was_promised(trained: dict[str, Any]) -> None:
-    keys = ("run_id", "model_uri", "model_version", "metrics", "seconds", "examples_per_second", "prepared", "report")
-    assert set(keys) == set(trained)
+    keys = {"run_id", "model_uri", "model_version", "metrics", "seconds", "examples_per_second", "prepared", "report"}
+    assert keys | {"verdict"} == set(trained)
+    assert set(trained["verdict"]) == {"good", "varied", "new", "findings"}
     assert all(trained[key] for key in keys)
     for key in ("nll_nats", "elbo_nats", "kl_nats", "reconstruction_mse", "active_units"):
         assert f"test/{key}" in trained["metrics"]
