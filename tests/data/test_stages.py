@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -149,10 +150,10 @@ def cut(parts: list[Part], data: DataSpec, store: Store, rows_per_shard: int) ->
             {"part": place, "rows": np.sort(rows.row[(rows.part == place) & (selection.side < 3)]).tobytes()}
             for place in range(len(parts))
         ]
-        codec.fit_counts(json.loads(CountStage(codec.state(), parts)(items[0])["counts"]))
-        for item in items[1:]:
-            counts = json.loads(CountStage(codec.state(), parts)(item)["counts"])
-            codec.fit_counts({**dict.fromkeys(codec.characters, 1), **counts})
+        counts: Counter[str] = Counter()
+        for item in items:
+            counts.update(json.loads(CountStage(codec.state(), parts)(item)["counts"]))
+        codec.fit_counts(counts)
         for item in items:
             answer = EncodeStage(codec.state(), parts, coded_store)(item)
             mine = np.flatnonzero((rows.part == answer["part"]) & (selection.side < 3))
