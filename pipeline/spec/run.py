@@ -16,6 +16,8 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    gives_label,
+    gives_prompt,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
@@ -138,13 +140,7 @@ class RunSpec(Strict):
                 f"data.split.kind 'given': data.source.kind {self.data.source.kind!r} as written names no test "
                 "records (set test_pattern, split_field or the test array); or take 'hash'"
             )
-        if "prompt" in self.model.condition.on and self.data.prompt is None:
-            mistakes.append("model.condition.on has 'prompt': set data.prompt, which says what the prompts are")
-        if self.model.condition.on and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
-            mistakes.append(
-                "model.condition.on: windows of continuous text (data.codec.packing) have no label and no prompt of "
-                "their own; take 'documents'"
-            )
+        mistakes.extend(_misfits_of_conditions(self.data, self.model))
         if isinstance(backbone, ConvBackboneSpec | ResnetBackboneSpec) and not tokens:
             mistakes.extend(_misfits_of_levels(codec, backbone))
         if mistakes:
@@ -157,6 +153,33 @@ class RunSpec(Strict):
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_conditions(data: DataSpec, model: ModelSpec) -> Iterable[str]:
+    """What is asked for must be in the corpus, as far as the spec can tell."""
+    on, source, prompt = model.condition.on, data.source, data.prompt
+    kind = f"data.source.kind {getattr(source, 'kind', '')!r} as written gives none"
+    if "label" in on and not gives_label(source):
+        yield (
+            f"model.condition.on has 'label', and {kind}: set label_from, label_pattern, label_field or train_labels, "
+            "or take another corpus"
+        )
+    if "prompt" in on and prompt is None:
+        yield "model.condition.on has 'prompt', and data.prompt does not say what the prompts are; set it"
+    if prompt is not None and prompt.of == "label" and not gives_label(source):
+        yield f"data.prompt.of 'label', and {kind}: set label_from, label_pattern, label_field or train_labels"
+    if prompt is not None and prompt.of == "source" and not gives_prompt(source):
+        yield f"data.prompt.of 'source', and {kind}: set data.source.prompt_pattern or prompt_field"
+    if set(on) >= {"label", "prompt"} and prompt is not None and prompt.of == "label":
+        yield (
+            "model.condition.on has 'label' and 'prompt', and data.prompt.of 'label' makes them say the same, so that "
+            "they could contradict each other; take one of them, or prompts of the source"
+        )
+    if (on or prompt is not None) and isinstance(data.codec, TextCodecSpec) and data.codec.packing == "windows":
+        yield (
+            f"{'model.condition.on' if on else 'data.prompt'}: windows of continuous text (data.codec.packing) have no "
+            "label and no prompt of their own; take 'documents'"
+        )
 
 
 def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSpec) -> Iterable[str]:
