@@ -303,6 +303,14 @@ class CharactersCodecSpec(TextCodecSpec):
     min_count: Count = 1
 
 
+class WordsCodecSpec(TextCodecSpec):
+    """The words, parted by whitespace, that the training split has at least `min_count` times; others are unknown, and
+    counted. For tokenised text: a mark that is not parted from its word makes another word."""
+
+    kind: Literal["words"]
+    min_count: Count = 1
+
+
 class TrainedCodecSpec(TextCodecSpec):
     """A vocabulary trained on the training split, or on `fit_megabytes` of it, evenly spaced, where it is larger."""
 
@@ -392,6 +400,7 @@ class MuLawCodecSpec(SoundCodecSpec):
 AnyCodecSpec = Annotated[
     BytesCodecSpec
     | CharactersCodecSpec
+    | WordsCodecSpec
     | BpeCodecSpec
     | UnigramCodecSpec
     | ImageCodecSpec

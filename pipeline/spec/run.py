@@ -116,7 +116,7 @@ class RunSpec(Strict):
         if family.kind == "rnn" and not tokens:
             mistakes.append(
                 f"data.codec.kind {codec.kind!r} makes signals, and model.family.kind 'rnn' models tokens: "
-                "take a codec of tokens (bytes, characters, bpe, unigram, raster, mu_law) or another family"
+                "take a codec of tokens (bytes, characters, words, bpe, unigram, raster, mu_law) or another family"
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
