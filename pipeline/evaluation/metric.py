@@ -77,6 +77,20 @@ DEFINITIONS: dict[str, Definition] = {
         "How much the latent code says about an example. Near zero, the decoder ignores the code (posterior "
         "collapse); very large, samples from the prior look unlike reconstructions.",
     ),
+    "information_nats": Definition(
+        "Mutual information of code and example",
+        "nats per example",
+        None,
+        "How well a code tells which of the examples scored together it was made of; at most the logarithm of their "
+        "number. The KL minus this is how far the codes, taken together, are from the prior.",
+    ),
+    "bits_per_dimension": Definition(
+        "Bits per dimension",
+        "bits per value",
+        "lower",
+        "The negative log-likelihood of whole numbers, a pixel's or a sample's, spread over them: what a lossless "
+        "compressor driven by this model would need.",
+    ),
     "reconstruction_mse": Definition(
         "Reconstruction error",
         "mean square per value",

@@ -125,6 +125,8 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if family.kind == "vae" and not tokens:
+            mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
         if family.kind == "gan" and backbone.kind == "recurrent":
             mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
@@ -157,6 +159,20 @@ class RunSpec(Strict):
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_likelihood(codec: Any, likelihood: str | None) -> Iterable[str]:
+    """A likelihood is of what the codec makes: shares of black, whole numbers, or any."""
+    if likelihood == "bernoulli" and not isinstance(codec, PictureCodecSpec):
+        yield (
+            f"model.family.likelihood 'bernoulli' is of values between 0 and 1; data.codec.kind {codec.kind!r} makes "
+            "others; take 'gaussian'"
+        )
+    if likelihood == "discretised_logistic" and isinstance(codec, LogMelCodecSpec):
+        yield (
+            "model.family.likelihood 'discretised_logistic' is of whole numbers, which data.codec.kind 'log_mel' does "
+            "not make; take 'gaussian'"
+        )
 
 
 def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSpec) -> Iterable[str]:

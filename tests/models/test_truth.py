@@ -11,11 +11,13 @@ from torch import nn
 
 from pipeline.data.layout import Layout
 from pipeline.models import build_model
-from pipeline.models.backbones import make_encoder
+from pipeline.models.backbones import SignalEncoder, make_encoder
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
 from pipeline.models.gan import LOSSES, GenerativeAdversarialNetwork
+from pipeline.models.likelihoods import Gaussian
+from pipeline.models.posterior import kl_to_standard_normal
 from pipeline.models.rnn import RecurrentLanguageModel, draw
-from pipeline.models.vae import SignalVae, kl_to_standard_normal
+from pipeline.models.vae_signals import SignalVae
 from pipeline.spec import GanSpec, MlpBackboneSpec, RecurrentBackboneSpec, RnnSpec, VaeSpec
 from tests.conftest import cell_spec
 
@@ -44,14 +46,16 @@ def linear_gaussian() -> tuple[SignalVae, torch.Tensor, torch.Tensor]:
     decoder = nn.Linear(2, 3, bias=False)
     decoder.weight = nn.Parameter(weight)
     model.decoder = nn.Sequential(decoder, nn.Unflatten(1, (1, 3)))
-    model.log_deviation = nn.Parameter(torch.tensor(math.log(deviation)))
+    assert isinstance(model.likelihood, Gaussian)
+    model.likelihood.log_width = nn.Parameter(torch.tensor(math.log(deviation)))
     precision = torch.eye(2) + weight.T @ weight / deviation**2
     encoder = nn.Linear(3, 4)
     encoder.weight = nn.Parameter(
         torch.cat([torch.linalg.solve(precision, weight.T) / deviation**2, torch.zeros(2, 3)])
     )
     encoder.bias = nn.Parameter(torch.cat([torch.zeros(2), torch.linalg.inv(precision).diagonal().log()]))
-    model.encoder = nn.Sequential(nn.Flatten(), encoder)
+    model.encoder = SignalEncoder(nn.Flatten(), 3, 4, 0)
+    model.encoder.head = encoder
     x = torch.randn(50, 2) @ weight.T + deviation * torch.randn(50, 3)
     covariance = weight @ weight.T + deviation**2 * torch.eye(3)
     evidence = torch.distributions.MultivariateNormal(torch.zeros(3), covariance).log_prob(x)
