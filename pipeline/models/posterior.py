@@ -39,8 +39,10 @@ class Posterior:
         """log q(z | x) - log q(z) in nats `[B]` for one code `[B, Z]` an example, where q(z) is the mixture of this
         batch's posteriors: its mean estimates the mutual information of code and example, at most log B (Hoffman and
         Johnson 2016)."""
-        inverse = (-self.log_variance).exp()
-        squares = z.square() @ inverse.T - 2 * z @ (self.mean * inverse).T + (self.mean.square() * inverse).sum(1)
-        of_each = -0.5 * (squares + self.log_variance.sum(1))  # [B, B]: code by posterior
-        mixture = of_each.double().logsumexp(1) - math.log(len(z))
+        # In double precision: the squares of far means cancel.
+        mean, log_variance, code = self.mean.double(), self.log_variance.double(), z.double()
+        inverse = (-log_variance).exp()
+        # [B, B]: code by posterior.
+        squares = code.square() @ inverse.T - 2 * code @ (mean * inverse).T + (mean.square() * inverse).sum(1)
+        mixture = (-0.5 * (squares + log_variance.sum(1))).logsumexp(1) - math.log(len(z))
         return self.log_prob(unit.unsqueeze(1)).squeeze(1).double() - mixture
