@@ -50,8 +50,8 @@ class CouplingFlow(Prior):
 
     def __init__(self, latent_size: int, condition_size: int = 0) -> None:
         super().__init__()
-        self.half = latent_size // 2
-        sizes = [self.half if place % 2 == 0 else latent_size - self.half for place in range(NUM_COUPLINGS)]
+        self.first_size = latent_size // 2
+        sizes = [self.first_size if place % 2 == 0 else latent_size - self.first_size for place in range(NUM_COUPLINGS)]
         self.couplings = nn.ModuleList(
             nn.Sequential(
                 nn.Linear(size + condition_size, COUPLING_HIDDEN),
@@ -63,8 +63,8 @@ class CouplingFlow(Prior):
             for size in sizes
         )
         for coupling in self.couplings:
-            nn.init.zeros_(coupling[-1].weight)  # type: ignore[index,arg-type]
-            nn.init.zeros_(coupling[-1].bias)  # type: ignore[index,arg-type]
+            nn.init.zeros_(coupling[-1].weight)  # type: ignore[index]
+            nn.init.zeros_(coupling[-1].bias)  # type: ignore[index]
 
     def _shift_and_scale(self, place: int, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         seen = kept if condition is None else torch.cat([kept, condition], dim=1)
@@ -72,7 +72,7 @@ class CouplingFlow(Prior):
         return shift, LARGEST_LOG_SCALE * (scale / LARGEST_LOG_SCALE).tanh()
 
     def log_ratio(self, z: Tensor, condition: Tensor | None = None) -> Tensor:
-        first, second = z[:, : self.half], z[:, self.half :]
+        first, second = z[:, : self.first_size], z[:, self.first_size :]
         log_determinant = torch.zeros_like(z[:, 0])
         for place in range(NUM_COUPLINGS):
             kept, changed = (first, second) if place % 2 == 0 else (second, first)
@@ -83,7 +83,7 @@ class CouplingFlow(Prior):
         return log_determinant - 0.5 * (first.square().sum(1) + second.square().sum(1))
 
     def draw(self, unit: Tensor, condition: Tensor | None = None) -> Tensor:
-        first, second = unit[:, : self.half], unit[:, self.half :]
+        first, second = unit[:, : self.first_size], unit[:, self.first_size :]
         for place in reversed(range(NUM_COUPLINGS)):
             kept, changed = (first, second) if place % 2 == 0 else (second, first)
             shift, log_scale = self._shift_and_scale(place, kept, condition)

@@ -47,6 +47,8 @@ class VariationalAutoencoder(GenerativeModel):
 
     encoder_parameters: ClassVar[tuple[str, ...]]
     """Prefixes of the parameters of q(z | x) alone."""
+    aggressive: Tensor
+    most_information: Tensor
 
     def __init__(self, layout: Layout, family: VaeSpec, condition: ConditionSpec) -> None:
         super().__init__()
