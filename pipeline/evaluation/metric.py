@@ -78,11 +78,12 @@ DEFINITIONS: dict[str, Definition] = {
         "collapse); very large, samples from the prior look unlike reconstructions.",
     ),
     "information_nats": Definition(
-        "Mutual information of code and example",
+        "Information in the code",
         "nats per example",
         None,
-        "How well a code tells which of the examples scored together it was made of; at most the logarithm of their "
-        "number. The KL minus this is how far the codes, taken together, are from the prior.",
+        "How many nats a code and its example tell of each other, at most: the entropy of a normal as wide as all "
+        "codes together less that of one example's codes, unit by unit. Zero where the code says nothing; the KL less this "
+        "is how far the codes together are from the prior.",
     ),
     "bits_per_dimension": Definition(
         "Bits per dimension",

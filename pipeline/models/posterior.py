@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -34,15 +33,3 @@ class Posterior:
     def log_prob(self, unit: Tensor) -> Tensor:
         """log q of the codes that `unit` `[B, L, Z]` stands for, `[B, L]`."""
         return -0.5 * (unit.square() + self.log_variance.unsqueeze(1)).sum(2)
-
-    def information(self, unit: Tensor, z: Tensor) -> Tensor:
-        """log q(z | x) - log q(z) in nats `[B]` for one code `[B, Z]` an example, where q(z) is the mixture of this
-        batch's posteriors: its mean estimates the mutual information of code and example, at most log B (Hoffman and
-        Johnson 2016)."""
-        # In double precision: the squares of far means cancel.
-        mean, log_variance, code = self.mean.double(), self.log_variance.double(), z.double()
-        inverse = (-log_variance).exp()
-        # [B, B]: code by posterior.
-        squares = code.square() @ inverse.T - 2 * code @ (mean * inverse).T + (mean.square() * inverse).sum(1)
-        mixture = (-0.5 * (squares + log_variance.sum(1))).logsumexp(1) - math.log(len(z))
-        return self.log_prob(unit.unsqueeze(1)).squeeze(1).double() - mixture

@@ -140,7 +140,7 @@ class VariationalAutoencoder(GenerativeModel):
         unit = noise.normal(len(x), draws, self.family.latent_size)
         z = posterior.at(unit).flatten(0, 1)  # [B k, Z]
         repeated, seen = _repeat(x, draws), None if condition is None else _repeat(condition, draws)
-        log_likelihood = self.log_likelihood(repeated, z, noise, seen).view(-1, draws)
+        log_likelihood = self.log_likelihood(repeated, z, _NoiseOfDraws(noise, draws), seen).view(-1, draws)
         free = self.family.free_bits_nats
         if draws == 1 and isinstance(self.prior, StandardNormal):
             units = posterior.kl_units()
@@ -169,13 +169,10 @@ class VariationalAutoencoder(GenerativeModel):
         chunk = max(1, min(total, ROWS_AT_ONCE // count))
         log_weights: list[Tensor] = []
         divergences: list[Tensor] = []
-        information = torch.zeros(count)
         for start in range(0, total, chunk):
             draws = min(chunk, total - start)
             unit = noise.normal(count * draws, latent).view(count, draws, latent)
             z = posterior.at(unit)
-            if start == 0:
-                information = posterior.information(unit[:, 0], z[:, 0])
             seen = None if condition is None else _repeat(condition, draws)
             log_likelihood = self.log_likelihood(_repeat(x, draws), z.flatten(0, 1), None, seen).view(count, draws)
             divergence = posterior.log_prob(unit) - self.prior.log_ratio(z.flatten(0, 1), seen).view(count, draws)
@@ -190,24 +187,42 @@ class VariationalAutoencoder(GenerativeModel):
             "nll": -(weights.logsumexp(1) - math.log(total)).sum(),
             "elbo": weights.mean(1).sum(),
             "kl": kl.double().sum(),
-            "information": information.double().sum(),
             "squared_error": self.squared_error(x, mean, condition).double().sum(),
             "mean": mean.double().sum(0),
             "mean_squared": mean.double().square().sum(0),
+            "variance": posterior.log_variance.double().exp().sum(0),
+            "log_variance": posterior.log_variance.double().sum(0),
         }
         return {name: value.cpu() for name, value in sums.items()}, None
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         count = sums["examples"]
         variance = sums["mean_squared"] / count - (sums["mean"] / count).square()
+        # The entropy of a normal with the moments of all codes, less that of an example's codes, unit by unit.
+        together = (variance.clamp(min=0) + sums["variance"] / count).log()
+        information = 0.5 * (together - sums["log_variance"] / count).sum()
         return {
             "nll_nats": float(sums["nll"] / count),
             "elbo_nats": float(sums["elbo"] / count),
             "kl_nats": float(sums["kl"] / count),
-            "information_nats": float(sums["information"] / count),
+            "information_nats": float(information),
             "reconstruction_mse": float(sums["squared_error"] / count / self.layout.dimensions),
             "active_units": float((variance > ACTIVE_VARIANCE).sum()),
         }
+
+
+class _NoiseOfDraws(Noise):
+    """Noise for rows of which each example has `draws` in a row: a worker's slice is of examples, not of rows."""
+
+    def __init__(self, noise: Noise, draws: int) -> None:
+        super().__init__(noise.generator, noise.rank, noise.world_size)
+        self.draws = draws
+
+    def normal(self, *shape: int) -> Tensor:
+        return super().normal(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
+
+    def uniform(self, *shape: int) -> Tensor:
+        return super().uniform(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
 
 
 def _repeat(x: Tensor, draws: int) -> Tensor:

@@ -37,11 +37,13 @@ def test_kl_is_zero_at_the_prior_and_exact_elsewhere() -> None:
     torch.testing.assert_close(kl_to_standard_normal(mean, log_variance), expected)
 
 
-@pytest.fixture
-def linear_gaussian() -> tuple[SignalVae, torch.Tensor, torch.Tensor]:
-    """x = W z + noise with an encoder that is not the exact posterior: the evidence is N(0, W W' + s² I)."""
+@pytest.fixture(params=["normal", "flow"])
+def linear_gaussian(request: pytest.FixtureRequest) -> tuple[SignalVae, torch.Tensor, torch.Tensor]:
+    """x = W z + noise with an encoder that is not the exact posterior: the evidence is N(0, W W' + s² I). A learned prior
+    begins as the standard normal, and must give the same."""
     torch.manual_seed(0)
-    model = SignalVae(SIGNAL, VaeSpec(kind="vae", latent_size=2, likelihood="gaussian"), MlpBackboneSpec(kind="mlp"))
+    family = VaeSpec(kind="vae", latent_size=2, likelihood="gaussian", prior=request.param)
+    model = SignalVae(SIGNAL, family, MlpBackboneSpec(kind="mlp"))
     weight, deviation = torch.randn(3, 2), 0.5
     decoder = nn.Linear(2, 3, bias=False)
     decoder.weight = nn.Parameter(weight)

@@ -15,7 +15,6 @@ from pipeline.models import build_model
 from pipeline.models.annealing import kl_weight
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
 from pipeline.models.likelihoods import LEAST_WIDTH, Bernoulli, make_likelihood
-from pipeline.models.posterior import Posterior
 from pipeline.models.priors import CouplingFlow, StandardNormal
 from pipeline.models.vae import VariationalAutoencoder
 from pipeline.models.vae_signals import SignalVae
@@ -181,15 +180,14 @@ def test_free_bits_of_a_learned_prior_charge_the_whole_code() -> None:
     assert float(output.loss.detach()) == pytest.approx(300.0 - float(likelihood), rel=1e-5)
 
 
-def test_information_is_zero_of_one_posterior_and_the_log_of_their_number_of_far_ones() -> None:
-    unit = torch.randn(8, 3)
-    same = Posterior(torch.zeros(8, 3), torch.zeros(8, 3))
-    torch.testing.assert_close(
-        same.information(unit, same.at(unit.unsqueeze(1))[:, 0]), torch.zeros(8).double(), atol=1e-5, rtol=0
-    )
-    far = Posterior(100.0 * torch.arange(8.0).unsqueeze(1).expand(8, 3), torch.full((8, 3), -1.0))
-    expected = torch.full((8,), math.log(8), dtype=torch.float64)
-    torch.testing.assert_close(far.information(unit, far.at(unit.unsqueeze(1))[:, 0]), expected, atol=1e-3, rtol=0)
+@pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
+def test_information_of_normal_codes_is_that_of_a_gaussian_channel(spread: float) -> None:
+    """Means from N(0, spread^2), variance 0.25: half of log(1 + spread^2 / 0.25) a unit (Cover and Thomas 2006, 9.1)."""
+    model = SignalVae(PICTURE, _family(binarise="threshold"), MLP)
+    means = spread * torch.randn(20_000, 3, generator=make_generator(0, "means"))
+    model.encode = lambda *_: (means, torch.full_like(means, math.log(0.25)))  # type: ignore[method-assign]
+    scores = model.summarise(model.evaluate(_batch(torch.zeros(20_000, 1, 2, 2)), _noise())[0])
+    assert scores["information_nats"] == pytest.approx(1.5 * math.log1p(spread**2 / 0.25), rel=0.01, abs=1e-5)
 
 
 # --- aggressive training of the encoder ---------------------------------------------------------------------------
