@@ -82,8 +82,8 @@ DEFINITIONS: dict[str, Definition] = {
         "nats per example",
         None,
         "How many nats a code and its example tell of each other, at most: the entropy of a normal as wide as all "
-        "codes together less that of one example's codes, unit by unit. Zero where the code says nothing; the KL less this "
-        "is how far the codes together are from the prior.",
+        "codes together less that of one example's codes, unit by unit. Zero where the code says nothing; the KL less "
+        "this is how far the codes together are from the prior.",
     ),
     "bits_per_dimension": Definition(
         "Bits per dimension",

@@ -39,8 +39,8 @@ def test_kl_is_zero_at_the_prior_and_exact_elsewhere() -> None:
 
 @pytest.fixture(params=["normal", "flow"])
 def linear_gaussian(request: pytest.FixtureRequest) -> tuple[SignalVae, torch.Tensor, torch.Tensor]:
-    """x = W z + noise with an encoder that is not the exact posterior: the evidence is N(0, W W' + s² I). A learned prior
-    begins as the standard normal, and must give the same."""
+    """x = W z + noise with an encoder that is not the exact posterior: the evidence is N(0, W W' + s² I). A learned
+    prior begins as the standard normal, and must give the same."""
     torch.manual_seed(0)
     family = VaeSpec(kind="vae", latent_size=2, likelihood="gaussian", prior=request.param)
     model = SignalVae(SIGNAL, family, MlpBackboneSpec(kind="mlp"))

@@ -182,7 +182,7 @@ def test_free_bits_of_a_learned_prior_charge_the_whole_code() -> None:
 
 @pytest.mark.parametrize("spread", [0.0, 1.0, 3.0])
 def test_information_of_normal_codes_is_that_of_a_gaussian_channel(spread: float) -> None:
-    """Means from N(0, spread^2), variance 0.25: half of log(1 + spread^2 / 0.25) a unit (Cover and Thomas 2006, 9.1)."""
+    """Means from N(0, spread^2), variance 0.25: log(1 + spread^2 / 0.25) / 2 a unit (Cover and Thomas 2006, 9.1)."""
     model = SignalVae(PICTURE, _family(binarise="threshold"), MLP)
     means = spread * torch.randn(20_000, 3, generator=make_generator(0, "means"))
     model.encode = lambda *_: (means, torch.full_like(means, math.log(0.25)))  # type: ignore[method-assign]
