@@ -118,7 +118,7 @@ class RunSpec(Strict):
         if family.kind == "rnn" and not tokens:
             mistakes.append(
                 f"data.codec.kind {codec.kind!r} makes signals, and model.family.kind 'rnn' models tokens: "
-                "take a codec of tokens (bytes, characters, bpe, unigram, raster, mu_law) or another family"
+                "take a codec of tokens (bytes, characters, words, bpe, unigram, raster, mu_law) or another family"
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
@@ -127,6 +127,8 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if family.kind == "vae" and not tokens:
+            mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
         if family.kind == "gan" and backbone.kind == "recurrent":
             mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
@@ -179,6 +181,20 @@ def _misfits_of_conditions(data: DataSpec, model: ModelSpec) -> Iterable[str]:
         yield (
             f"{'model.condition.on' if on else 'data.prompt'}: windows of continuous text (data.codec.packing) have no "
             "label and no prompt of their own; take 'documents'"
+        )
+
+
+def _misfits_of_likelihood(codec: Any, likelihood: str | None) -> Iterable[str]:
+    """A likelihood is of what the codec makes: shares of black, whole numbers, or any."""
+    if likelihood == "bernoulli" and not isinstance(codec, PictureCodecSpec):
+        yield (
+            f"model.family.likelihood 'bernoulli' is of values between 0 and 1; data.codec.kind {codec.kind!r} makes "
+            "others; take 'gaussian'"
+        )
+    if likelihood == "discretised_logistic" and isinstance(codec, LogMelCodecSpec):
+        yield (
+            "model.family.likelihood 'discretised_logistic' is of whole numbers, which data.codec.kind 'log_mel' does "
+            "not make; take 'gaussian'"
         )
 
 
