@@ -74,6 +74,7 @@ from pipeline.spec.run import (
     RunSpec,
     TrackingSpec,
     TrainingSpec,
+    TransferSpec,
 )
 
 __all__ = [
@@ -129,6 +130,7 @@ __all__ = [
     "TrackingSpec",
     "TrainedCodecSpec",
     "TrainingSpec",
+    "TransferSpec",
     "UnigramCodecSpec",
     "VaeSpec",
     "WaveformCodecSpec",
