@@ -11,13 +11,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pipeline.errors import PreparedDataError, StorageError, TransferError
+from pipeline.errors import AtelierError, PreparedDataError, StorageError, TransferError
 from pipeline.progress import Progress
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
     from pipeline.data.prepared import Prepared
+    from pipeline.evaluation.metric import Scores
     from pipeline.models.surgery import Donor
     from pipeline.release.recorder import RunRecorder
 
@@ -125,3 +126,32 @@ def take_over(
 def facts_of(store: Store, key: str) -> dict[str, Any]:
     """What the run `key` took over from which model; empty when it began with new weights."""
     return dict(store.read_json("runs", key, FACTS)) if store.exists("runs", key, FACTS) else {}
+
+
+def score_forgetting(
+    spec: RunSpec, store: Store, tracking_uri: str, key: str, heir: Path, progress: Progress
+) -> Scores:
+    """What the run `key` forgot of the corpus of the model that it began with, where that corpus is in the storage.
+
+    `heir` is the folder of its bundle. Empty for a run that began with new weights; why there is no score is among the
+    refused ones.
+    """
+    from pipeline.data.prepared import find_prepared
+    from pipeline.evaluation.forgetting import forgetting
+    from pipeline.evaluation.metric import Scores
+    from pipeline.generation.sampling import MANIFEST
+
+    facts = facts_of(store, key)
+    if not facts:
+        return Scores()
+    try:
+        with tempfile.TemporaryDirectory() as temporary:
+            donor = find_origin(facts["source"], tracking_uri, Path(temporary)).folder
+            old_key = json.loads((donor / MANIFEST).read_bytes())["key"]
+            old = find_prepared(store, old_key)
+            if old is not None:
+                return forgetting(spec, old, donor, heir, progress)
+            why = f"the set {old_key} that {facts['source']} learned from is not in {store.uri}"
+    except AtelierError as error:  # a score that cannot be had does not undo a training
+        why = str(error)
+    return Scores(refused={"forgetting": f"Forgetting: {why}"})
