@@ -104,10 +104,12 @@ def inherit(
     their identifiers; those that the donor did not have begin at the mean of all that it had (Hewitt 2021: a new
     token then takes no more than the average token's share of the softmax). Channels of another number are averaged:
     every output channel gives the mean of the donor's, and input channels share their sum, so that a grey picture is
-    read as before. A tensor of any other extent is as in a new model. Raises: TransferError when nothing fits.
+    read as before. Where the model sees a condition and the donor saw none, what reads it begins at zero: whatever is
+    asked, the model does at first what the donor did. A tensor of any other extent is as in a new model.
+    Raises: TransferError when nothing fits.
     """
     model = build_model(spec, layout)
-    axes = axes_of(spec, layout)
+    axes, asked = axes_of(spec, layout), _condition_axes(spec, layout)
     before, now = donor.layout, layout
     same_channels = before.view == now.view == "signal" and before.channels == now.channels
     sources: dict[Role, list[int]] = {
@@ -132,15 +134,22 @@ def inherit(
             if carried is not None:
                 reads = axis.role == "channel" and _is_input(model, name, axis.dimension)
                 carried = _along(carried, fresh, axis, sources[axis.role], counts[axis.role], shared=reads)
+        for dimension in asked.get(name, ()):
+            if carried is not None and carried.dim() > dimension:
+                missing = fresh.shape[dimension] - carried.shape[dimension]
+                if missing == spec.model.condition.size:
+                    rows = carried.movedim(dimension, 0)
+                    carried = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])]).movedim(0, dimension)
         if carried is None or carried.shape != fresh.shape:
             tensors.append(Fitted(name, "new", f"{_extents(old)} there, {_extents(fresh)} here"))
             continue
-        weights[name] = carried.to(fresh.dtype)
+        weights[name] = carried.to(fresh.dtype).contiguous()
         if carried.shape == old.shape and torch.equal(carried, old):
             tensors.append(Fitted(name, "kept"))
         else:
-            roles = ", ".join(f"{axis.role}s" for axis in axes[name])
-            tensors.append(Fitted(name, "resized", f"{_extents(old)} to {_extents(fresh)} along its {roles}"))
+            roles = [f"{axis.role}s" for axis in axes.get(name, ())] or ["condition"]
+            how = f"{_extents(old)} to {_extents(fresh)} along its {', '.join(roles)}"
+            tensors.append(Fitted(name, "resized", how))
     inheritance = Inheritance(
         tuple(tensors),
         len(meanings),
@@ -178,6 +187,20 @@ def axes_of(spec: RunSpec, layout: Layout) -> dict[str, list[Axis]]:
                     flat = spread[name][dimension] != extent
                     axes.setdefault(name, []).append(Axis(role, dimension, each, flat))
     return axes
+
+
+def _condition_axes(spec: RunSpec, layout: Layout) -> dict[str, list[int]]:
+    """Along which dimensions tensors read the vector of a condition, which stands behind all else that they read."""
+    condition = spec.model.condition
+    if not condition.on:
+        return {}
+    wider = condition.model_copy(update={"size": condition.size + 1})
+    model = spec.model.model_copy(update={"condition": wider})
+    shapes, grown = _shapes(spec, layout), _shapes(spec.model_copy(update={"model": model}), layout)
+    return {
+        name: [dimension for dimension, extent in enumerate(shape) if grown[name][dimension] == extent + 1]
+        for name, shape in shapes.items()
+    }
 
 
 def _shapes(spec: RunSpec, layout: Layout) -> dict[str, tuple[int, ...]]:

@@ -214,6 +214,44 @@ def test_labels_go_by_their_names_and_channels_by_their_mean() -> None:
     torch.testing.assert_close(again, donor.state_dict())
 
 
+def conditioned(family: str, modality: str) -> RunSpec:
+    tree = cell_spec(family, modality).as_dict()
+    tree["model"]["condition"] = {"on": ["label"], "size": 6}
+    return make_spec(tree)
+
+
+@pytest.mark.parametrize(("family", "modality"), CELLS)
+def test_labels_go_by_their_names_and_the_unknown_one_stays_last(family: str, modality: str) -> None:
+    spec = conditioned(family, modality)
+    prepared = prepared_in_memory(spec)
+    before = replace(prepared.layout, labels=("cat", "dog", "owl"), label_counts=(3, 2, 1))
+    now = replace(prepared.layout, labels=("ant", "cat", "owl", "rat"), label_counts=(1, 1, 1, 1))
+    donor, meanings = varied(spec, before), prepared.codec.meanings()
+    weights, taken = inherit(spec, now, meanings, Donor(before, meanings, donor.state_dict()))
+    assert taken.names("new") == [] and taken.new_labels == ("ant", "rat")
+    tables = [name for name in weights if donor.state_dict()[name].shape != weights[name].shape]
+    assert tables and taken.names("resized") == tables
+    for name in tables:
+        old, new = donor.state_dict()[name], weights[name]
+        assert torch.equal(new[[1, 2, 4]], old[[0, 2, 3]])
+        torch.testing.assert_close(new[[0, 3]], old[:3].mean(0).expand(2, *old.shape[1:]))
+
+
+@pytest.mark.parametrize(("family", "modality"), CELLS)
+def test_a_model_that_learns_to_be_asked_begins_by_doing_as_before(family: str, modality: str) -> None:
+    plain, spec = cell_spec(family, modality), conditioned(family, modality)
+    prepared = prepared_in_memory(spec)
+    layout = replace(prepared.layout, labels=("cat", "dog"), label_counts=(1, 1))
+    donor, meanings = varied(plain, prepared.layout), prepared.codec.meanings()
+    weights, taken = inherit(spec, layout, meanings, Donor(prepared.layout, meanings, donor.state_dict()))
+    assert set(taken.names("new")) == set(weights) - set(donor.state_dict())
+    heir, x = loaded(spec, layout, weights), prepared.load_split("validation").x
+    batch = Batch(layout.to_model(x), torch.arange(len(x)) % 2, torch.arange(len(x)))
+    sums = [model.evaluate(batch, Noise(make_generator(3, "test")))[0] for model in (heir, donor)]
+    for name, value in sums[1].items():
+        torch.testing.assert_close(sums[0][name], value, rtol=1e-5, atol=1e-5)
+
+
 @pytest.mark.parametrize(("family", "modality"), SIGNAL_CELLS)
 def test_with_another_size_kernels_are_kept_and_what_depends_on_it_is_made_new(family: str, modality: str) -> None:
     spec = cell_spec(family, modality)

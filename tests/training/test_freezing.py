@@ -18,7 +18,7 @@ from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
 
-FIRST = {"rnn": "embedding.*", "vae": "encoder.*", "gan": "critic.levels.0.*"}
+FIRST = {"rnn": "embedding.*", "vae": "encoder.*", "gan": "critic.body.0.*"}
 """Parameters of a family that may stand still while the others learn."""
 
 
@@ -122,11 +122,11 @@ def test_a_scale_multiplies_what_a_step_moves() -> None:
 def test_a_pattern_that_matches_nothing_is_told_with_the_names_near_it() -> None:
     spec = cell_spec("vae", "image")
     model = build_model(spec, prepared_in_memory(spec).layout)
-    wrong = {"freeze": ["encoder.level.*"], "unfreeze": {"decoder.*": 0.5}, "lr_scales": {"heads.weight": 2.0}}
+    wrong = {"freeze": ["encoder.bodies.*"], "unfreeze": {"decoder.*": 0.5}, "lr_scales": {"heads.weight": 2.0}}
     with pytest.raises(SpecError) as refused:
         Freezing(model, cell_spec("vae", "image", transfer=wrong).training.transfer)
     told = str(refused.value)
-    assert "training.transfer.freeze: 'encoder.level.*' matches no parameter; near it: encoder.levels" in told
+    assert "training.transfer.freeze: 'encoder.bodies.*' matches no parameter; near it: encoder.body" in told
     assert "training.transfer.unfreeze: 'decoder.*' matches no parameter that training.transfer.freeze freezes" in told
     assert "training.transfer.lr_scales: 'heads.weight' matches no parameter; near it: encoder.head.weight" in told
 

@@ -25,7 +25,7 @@ sign. In double precision the noise is far below Adam's epsilon; in single preci
 THAWING = "thawing:"
 """Cases in which a part of the network is frozen until half of the training is done."""
 CASES += [f"{THAWING}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
-FROZEN = {"vae-image": "encoder.*", "gan-audio": "*.levels.0.*", "rnn-carried": "embedding.*"}
+FROZEN = {"vae-image": "encoder.*", "gan-audio": "*.0.*", "rnn-carried": "embedding.*"}
 CASES += [f"{SINGLE}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
 
 
