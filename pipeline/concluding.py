@@ -41,7 +41,9 @@ class Run:
 def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Outcome:
     """Score, judge, record, register and report the model in the folder `bundle`."""
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.metric import Scores
     from pipeline.generation.sampling import load_bundle
+    from pipeline.inheriting import score_forgetting
     from pipeline.release.tracking import metric_history
     from pipeline.reporting import verdict_on
 
@@ -49,6 +51,9 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome = Outcome(run_id=run.run_id, prepared=run.prepared.key)
     with watch.stage("evaluate"):
         scores = evaluate(spec, run.prepared, bundle, progress)
+        if spec.training.init_from is not None:
+            forgotten = score_forgetting(spec, run.store, run.tracking.uri, run.key, bundle, progress)
+            scores = Scores(scores | forgotten, scores.refused | forgotten.refused)
     verdict = verdict_on(scores, spec.evaluation.split)
     outcome.metrics = {name: score.value for name, score in scores.items()}
     outcome.verdict = verdict.summary() if verdict else None
@@ -138,6 +143,7 @@ def _write_page(
     watch: Stopwatch,
 ) -> str:
     """Write the run's page; where it is."""
+    from pipeline.inheriting import facts_of
     from pipeline.release.tracking import versions
     from pipeline.report.page import build_report
     from pipeline.reporting import looked_into
@@ -154,6 +160,7 @@ def _write_page(
         seconds=watch.with_total(),
         versions=versions(),
         gate=gate,
+        inherited=facts_of(run.store, run.key) or None,
         **looked_into(loaded, run.prepared, bundle, scores),
     )
     run.store.write_bytes(page.encode(), "runs", run.key, "report.html")

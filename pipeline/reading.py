@@ -119,10 +119,11 @@ def parse_value(text: str) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys; lists stay values."""
+    """Nested mappings as one level of dotted keys; lists stay values, and so do mappings whose keys are no names, as
+    patterns are."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(str(name).isidentifier() for name in value):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -123,6 +123,8 @@ class Gathered:
     bundle: Bundle | None
     folder: Path | None
     """Where the bundle lies on this machine, if it does."""
+    inherited: dict[str, Any]
+    """What it took over from the model that it began with; empty for one that began with new weights."""
 
 
 def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
@@ -187,6 +189,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
     from pipeline.data.prepared import find_prepared
     from pipeline.evaluation.metric import Score
     from pipeline.generation.sampling import load_bundle
+    from pipeline.inheriting import FACTS as INHERITED
     from pipeline.release.registry import fetch
     from pipeline.release.tracking import metric_history, read_artifact, read_run
     from pipeline.report.comparison import RunFacts
@@ -236,7 +239,8 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
-    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded, folder)
+    ended = run.ended if run else None
+    return Gathered(facts, manifest, recorded("versions.json"), ended, loaded, folder, recorded(INHERITED))
 
 
 def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
@@ -259,5 +263,6 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,
+        inherited=gathered.inherited or None,
         **shown,
     )

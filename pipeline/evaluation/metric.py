@@ -77,6 +77,21 @@ DEFINITIONS: dict[str, Definition] = {
         "How much the latent code says about an example. Near zero, the decoder ignores the code (posterior "
         "collapse); very large, samples from the prior look unlike reconstructions.",
     ),
+    "information_nats": Definition(
+        "Information in the code",
+        "nats per example",
+        None,
+        "How many nats a code and its example tell of each other, at most: the entropy of a normal as wide as all "
+        "codes together less that of one example's codes, unit by unit. Zero where the code says nothing; the KL less "
+        "this is how far the codes together are from the prior.",
+    ),
+    "bits_per_dimension": Definition(
+        "Bits per dimension",
+        "bits per value",
+        "lower",
+        "The negative log-likelihood of whole numbers, a pixel's or a sample's, spread over them: what a lossless "
+        "compressor driven by this model would need.",
+    ),
     "reconstruction_mse": Definition(
         "Reconstruction error",
         "mean square per value",

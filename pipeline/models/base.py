@@ -150,6 +150,14 @@ class GenerativeModel(nn.Module, ABC):
     def phases(self) -> tuple[Phase, ...]:
         """The parameter groups, in the order in which a training step runs them."""
 
+    def takes(self, phase: str, progress: float) -> bool:
+        """Whether a step at this progress, in [0, 1], runs the phase; its batches are passed over where it does not."""
+        return True
+
+    def heed(self, scores: dict[str, float]) -> None:
+        """Look at the scores of a validation, which are the same on all ranks; what a model learns of them is in its
+        buffers."""
+
     @abstractmethod
     def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:
         """The loss of `phase` on this rank's batch (None for a phase that needs no data)."""

@@ -117,7 +117,7 @@ def _example(spec: RunSpec, manifest: Mapping[str, Any]) -> str:
 def _training(spec: RunSpec) -> list[str]:
     training = spec.training
     limit = f", at most {training.max_seconds:g} s" if training.max_seconds else ""
-    begun = f"the weights of `{training.warm_start}`" if training.warm_start else "new weights"
+    begun = f"the weights of `{training.init_from}`" if training.init_from else "new weights"
     return [
         f"- {training.steps:,} steps of {training.batch_size} examples{limit}, from {begun}",
         f"- {training.optimizer}, learning rate {training.lr:g} ({training.schedule}), seed {spec.seed}",

