@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from pipeline.data.prompts import encode_prompts
 from pipeline.evaluation.latent import (
     Posteriors,
     between,
@@ -20,6 +22,7 @@ from pipeline.evaluation.latent import (
 )
 from pipeline.models import build_model
 from pipeline.models.base import Batch, Noise, SamplingOptions, make_generator
+from pipeline.spec import make_spec
 from tests.conftest import cell_spec, prepared_in_memory
 
 CELLS = [("vae", "image"), ("vae", "audio"), ("vae", "text"), ("gan", "image"), ("gan", "text")]
@@ -44,6 +47,31 @@ def test_the_dimensions_add_up_to_the_models_own_scores(modality):
     scores = model.summarise(model.evaluate(batch, Noise(make_generator(0, "any")))[0])
     assert sum(used.kl_nats) == pytest.approx(scores["kl_nats"], rel=1e-5)  # of single precision
     assert len(used.active) == scores["active_units"]
+
+
+def test_a_conditional_model_is_told_the_labels_and_prompts_of_what_is_encoded():
+    tree = cell_spec("vae", "image").as_dict()
+    tree["data"]["source"] = {"kind": "files", "path": "x", "label_from": "folder", "prompt_pattern": "(.)"}
+    tree["data"]["prompt"] = {"of": "source", "length": 8}
+    tree["model"]["condition"] = {"on": ["label", "prompt"], "size": 8}
+    spec = make_spec(tree)
+    prepared = prepared_in_memory(spec, validation=12)
+    words = ["one" if i % 3 else "two" for i in range(12)]
+    prompt = torch.from_numpy(encode_prompts(words, 8).astype("int16"))
+    held_out = replace(prepared.load_split("validation"), label=torch.arange(12) % 2, prompt=prompt)
+    layout = replace(prepared.layout, labels=("a", "b"), prompts=("one", "two"), prompt_length=8)
+    model = build_model(spec, layout).eval().requires_grad_(False)
+    # As they are initialised, conditions hardly matter.
+    torch.nn.init.normal_(model.encoder.head.weight, generator=torch.Generator().manual_seed(0))
+    view = look_into(model, prepared.codec, layout, held_out, seed=0)
+
+    def kl_nats(**changes):
+        batch = Batch(layout.to_model(held_out.x), held_out.label, torch.arange(12), prompt.long())
+        return model.summarise(model.evaluate(replace(batch, **changes), Noise(make_generator(0, "any")))[0])["kl_nats"]
+
+    assert view is not None and sum(view.usage.kl_nats) == pytest.approx(kl_nats(), rel=1e-5)
+    for other in ({"prompt": prompt.long().flip(0)}, {"label": 1 - held_out.label}):
+        assert kl_nats(**other) != pytest.approx(kl_nats(), rel=1e-3)
 
 
 def test_kl_is_zero_at_the_prior_and_half_the_square_of_a_shift():
