@@ -6,7 +6,7 @@ decodes. A codec's fitted state is JSON and travels in the manifest, the checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -74,6 +74,10 @@ class Codec(Protocol):
 
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        """What each token stands for, by its identifier: tokens of one meaning are the same in any two codecs of a
+        modality, whatever their identifiers. Empty where examples are signals."""
 
     def count_unknown(self, raw: Any) -> int:
         """How many symbols of `raw` the codec cannot tell from each other (0 for all but characters and words)."""

@@ -169,8 +169,9 @@ class Subject:
     """What is measured: a model with the held-out split, and the extractor where the examples allow one.
 
     `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `classifier` is the
-    corpus's own, where it has labels. `surcharge_nats` is what a model that reads the split through another vocabulary
-    is charged in all (see `compare`). `prepared` is the set that training examples are read from.
+    corpus's own, where it has labels, and `prompt_classifier` that of its prompts. `surcharge_nats` is what a model
+    that reads the split through another vocabulary is charged in all (see `compare`). `prepared` is the set that
+    training examples are read from.
     """
 
     spec: RunSpec
@@ -184,6 +185,7 @@ class Subject:
     surcharge_nats: float = 0.0
     classifier: ClassifierExtractor | None = None
     prepared: Prepared | None = None
+    prompt_classifier: ClassifierExtractor | None = None
 
     @property
     def num_rows(self) -> int:

@@ -78,6 +78,7 @@ from pipeline.spec.run import (
     RunSpec,
     TrackingSpec,
     TrainingSpec,
+    TransferSpec,
 )
 
 __all__ = [
@@ -136,6 +137,7 @@ __all__ = [
     "TrackingSpec",
     "TrainedCodecSpec",
     "TrainingSpec",
+    "TransferSpec",
     "UnigramCodecSpec",
     "VaeSpec",
     "WaveformCodecSpec",

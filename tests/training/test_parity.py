@@ -23,6 +23,10 @@ SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
 its last bias, and Adam divides the rounding noise of that gradient by its own size, into full steps of random
 sign. In double precision the noise is far below Adam's epsilon; in single precision the GAN is shown with SGD."""
+THAWING = "thawing:"
+"""Cases in which a part of the network is frozen until half of the training is done."""
+CASES += [f"{THAWING}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
+FROZEN = {"vae-image": "encoder.*", "gan-audio": "*.0.*", "rnn-carried": "embedding.*"}
 CASES += [f"{SINGLE}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
 
 
@@ -31,6 +35,9 @@ def _spec(case: str) -> RunSpec:
     if case.startswith(SINGLE):
         case = case.removeprefix(SINGLE)
         settings["optimizer"] = "sgd" if case.startswith("gan") else "adamw"
+    if case.startswith(THAWING):
+        case = case.removeprefix(THAWING)
+        settings["transfer"] = {"freeze": [FROZEN[case]], "unfreeze": {FROZEN[case]: 0.5}, "lr_scales": {"*": 0.5}}
     if case == "rnn-carried":
         return lane_spec(**settings)
     if case.startswith("vae-options"):
