@@ -32,8 +32,9 @@ class VaeSpec(Strict):
     The code: `prior: flow` is learned with the rest, which costs a quarter more time a step and is worth 4 nats on
     MNIST. `beta` weighs the KL term (Higgins et al. 2017); it rises from 0 over the first `kl_warmup` of the training,
     linearly, or in `kl_cycles` that each begin at 0 again (Fu et al. 2019). `free_bits_nats` is the least KL a latent
-    unit is charged for (Kingma et al. 2016; with a learned prior, that many times `latent_size` for the whole code).
-    `importance_samples` above 1 trains the importance-weighted bound (Burda et al. 2016) instead.
+    unit is charged for (Kingma et al. 2016), or the whole code `latent_size` times that, where the prior is learned or
+    samples are several. `importance_samples` above 1 trains the importance-weighted bound instead (Burda et al.
+    2016).
     Before each step the encoder takes `aggressive_steps` of its own, until a validation finds that its codes say no
     more of the examples than at the one before, at most for half of the training (He et al. 2019).
     `dropout` falls on what the encoder sees in an example, `word_dropout` hides tokens from the decoder of text.
