@@ -65,14 +65,14 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
     with watch.stage("report"):
         loaded = load_bundle(bundle)
-        samples, sheet = _record_samples(run, loaded)
+        samples, asked, sheet = _record_samples(run, loaded)
     gate: dict[str, Any] | None = None
     if spec.registry.name is not None:
         progress("register", 0, None, spec.registry.name)
         with watch.stage("register"):
             outcome.model_uri, outcome.model_version, gate = _register(run, bundle, scores, verdict)
     with watch.stage("report"):
-        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, sheet, gate, watch)
+        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, asked, sheet, gate, watch)
     return outcome
 
 
@@ -94,12 +94,13 @@ def _record_scores(run: Run, scores: Scores, verdict: Verdict | None) -> None:
             recorder.log_bytes(kept.read_bytes("extractors", name), f"extractors/{name}")
 
 
-def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
-    """Draw samples and record them: pictures, texts or playable sound; the samples, and a picture of them."""
+def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], list[str], bytes | None]:
+    """Draw samples and record them: pictures, texts or playable sound; the samples, what each was asked for, and a
+    picture of them."""
     from pipeline.generation.sampling import overview
     from pipeline.reporting import draw_for_report
 
-    samples = draw_for_report(loaded)
+    samples, asked = draw_for_report(loaded)
     sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
     with tempfile.TemporaryDirectory() as folder:
         for number, sample in enumerate(samples[:16]):
@@ -107,7 +108,7 @@ def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
         if sheet is not None:
             Path(folder, "overview.png").write_bytes(sheet)
         run.recorder.log_folder(Path(folder), "samples")
-    return samples, sheet
+    return samples, asked, sheet
 
 
 def _register(
@@ -136,6 +137,7 @@ def _write_page(
     history: list[dict[str, float]],
     scores: Scores,
     samples: list[Any],
+    asked: list[str],
     sheet: bytes | None,
     gate: dict[str, Any] | None,
     watch: Stopwatch,
@@ -153,6 +155,7 @@ def _write_page(
         history=history,
         scores=scores,
         samples=samples,
+        asked=asked,
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions(),

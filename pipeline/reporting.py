@@ -35,13 +35,20 @@ NUM_SAMPLES_RECURRENT = 8
 BUNDLE_DONE = "checksums.json"
 
 
-def draw_for_report(loaded: Bundle) -> list[Any]:
-    """The samples that a run records and its report shows, a function of the bundle alone."""
+def draw_for_report(loaded: Bundle) -> tuple[list[Any], list[str]]:
+    """The samples that a run records and its report shows, and what each was asked for in words (nothing of a model
+    without conditions): a function of the bundle alone. Labels and prompts take turns."""
+    from pipeline.generation.asking import Takes, in_turn, with_wishes
     from pipeline.generation.sampling import SamplingOptions, draw
 
-    recurrent = loaded.spec.model.family.kind == "rnn"
-    options = SamplingOptions(length=512 if recurrent and loaded.layout.continuous else None)
-    return draw(loaded, NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES, loaded.spec.seed, options)
+    spec, layout = loaded.spec, loaded.layout
+    recurrent = spec.model.family.kind == "rnn"
+    count = NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES
+    options = SamplingOptions(length=512 if recurrent and layout.continuous else None)
+    if not Takes.of(spec, layout):
+        return draw(loaded, count, spec.seed, options), []
+    wishes = in_turn(spec, layout, count)
+    return draw(loaded, count, spec.seed, with_wishes(layout, wishes, options)), [wish.in_words() for wish in wishes]
 
 
 def look_into_latents(loaded: Bundle, prepared: Prepared) -> LatentView | None:
@@ -219,6 +226,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
             )
         spec, manifest = make_spec(state["spec"], where=place.label), prepared.manifest.as_dict()
     outcome = state.get("outcome", {})
+    samples, asked = draw_for_report(loaded) if loaded is not None else ([], [])
     facts = RunFacts(
         label=place.label,
         spec=spec,
@@ -226,7 +234,8 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         layout=manifest["layout"],
         history=metric_history(tracking_uri, place.run_id) if place.run_id else [],
         scores={key: Score.from_dict(value) for key, value in recorded("scores.json").items()},
-        samples=draw_for_report(loaded) if loaded is not None else [],
+        samples=samples,
+        asked=asked,
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
@@ -250,6 +259,7 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         history=facts.history,
         scores=facts.scores,
         samples=facts.samples,
+        asked=facts.asked,
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from pipeline.evaluation import metric
 from pipeline.evaluation.canaries import DEFINITIONS_OF_CANARIES
+from pipeline.evaluation.condition_accuracy import DEFINITIONS_OF_CONDITIONS
 from pipeline.evaluation.score import Definition
 from pipeline.evaluation.text_scores import DEFINITIONS_OF_TEXTS
 
@@ -19,6 +20,7 @@ FORGETTING = {
 
 DEFINITIONS: dict[str, Definition] = {
     **metric.DEFINITIONS,
+    **DEFINITIONS_OF_CONDITIONS,
     **DEFINITIONS_OF_TEXTS,
     **DEFINITIONS_OF_CANARIES,
     **{

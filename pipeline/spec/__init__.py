@@ -49,6 +49,7 @@ from pipeline.spec.data import (
     TrainedCodecSpec,
     UnigramCodecSpec,
     WaveformCodecSpec,
+    WordsCodecSpec,
     gives_split,
 )
 from pipeline.spec.evaluation import (
@@ -140,6 +141,7 @@ __all__ = [
     "UnigramCodecSpec",
     "VaeSpec",
     "WaveformCodecSpec",
+    "WordsCodecSpec",
     "gives_split",
     "json_schema",
     "load_spec",

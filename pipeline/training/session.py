@@ -76,7 +76,8 @@ class Session:
             self.batches.close()
 
     def validate(self, stepper: Stepper) -> dict[str, float]:
-        """Scores on the first rows of the validation split, with one importance sample; a collective."""
+        """Scores on the first rows of the validation split, with one importance sample, which the model heeds; a
+        collective."""
         assert self.held_out is not None
         quick = self.spec.model_copy(
             update={"evaluation": self.spec.evaluation.model_copy(update={"max_examples": VALIDATION_EXAMPLES})}
@@ -94,4 +95,6 @@ class Session:
             for part in gathered:
                 for name, value in (part or {}).items():
                     sums[name] = sums[name] + value if name in sums else value
-        return stepper.model.summarise(sums)
+        scores = stepper.model.summarise(sums)
+        stepper.model.heed(scores)
+        return scores

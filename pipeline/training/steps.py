@@ -164,6 +164,9 @@ class Stepper:
         share = lr_share(self.training, number, progress)
         taken = number * self.batches_per_step
         for place, phase in enumerate(self.phases):
+            if not self.model.takes(phase.name, progress):
+                taken += phase.repeats if phase.needs_data else 0
+                continue
             self._only(phase)
             optimizer = self.optimizers[phase.name]
             for group in optimizer.param_groups:
