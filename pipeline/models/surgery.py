@@ -104,9 +104,9 @@ def inherit(
     their identifiers; those that the donor did not have begin at the mean of all that it had (Hewitt 2021: a new
     token then takes no more than the average token's share of the softmax). Channels of another number are averaged:
     every output channel gives the mean of the donor's, and input channels share their sum, so that a grey picture is
-    read as before. Where the model sees a condition and the donor saw none, what reads it begins at zero: whatever is
-    asked, the model does at first what the donor did. A tensor of any other extent is as in a new model.
-    Raises: TransferError when nothing fits.
+    read as before. Where the model sees a condition and the donor saw none, the donor's tensors that read it as well
+    begin with zeros for it: at first they do what they did, whatever is asked. A tensor of any other extent is as in a
+    new model. Raises: TransferError when nothing fits.
     """
     model = build_model(spec, layout)
     axes, asked = axes_of(spec, layout), _condition_axes(spec, layout)
