@@ -200,8 +200,12 @@ def test_each_character_of_the_byte_alphabet_stands_for_one_byte() -> None:
     assert sorted(byte_of_each()) == ALPHABET and sorted(byte_of_each().values()) == list(range(256))
 
 
-def test_channels_of_another_number_are_the_mean_and_share_the_sum() -> None:
-    spec = cell_spec("vae", "image")
+@pytest.mark.parametrize("backbone", [None, {"kind": "mlp", "hidden": [8]}, {"kind": "resnet", "channels": [4, 8]}])
+def test_channels_of_another_number_are_the_mean_and_share_the_sum(backbone: dict[str, Any] | None) -> None:
+    grey_tree = cell_spec("vae", "image").as_dict()
+    if backbone is not None:
+        grey_tree["model"]["backbone"] = backbone
+    spec = make_spec(grey_tree)
     prepared = prepared_in_memory(spec)
     donor = varied(spec, prepared.layout)
     tree = spec.as_dict()
