@@ -153,8 +153,8 @@ class MuLawCodec(SoundCodec):
         return np.floor((compressed + 1) / 2 * mu + 0.5).astype(np.uint8)
 
     def meanings(self) -> tuple[Hashable, ...]:
-        """The number of levels and the level: what a level stands for depends on both."""
-        return tuple((self.levels, level) for level in range(self.levels))
+        """The number of levels and the token: what one stands for depends on both."""
+        return tuple((self.levels, token) for token in range(self.layout().vocabulary))
 
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Integers `[T]` as float32 `[T]` in [-1, 1]."""
