@@ -30,6 +30,7 @@ class Layout:
 
     `continuous` tokens are windows cut from one stream: window i + 1 follows window i, so a recurrent state may
     be carried from one to the next and the target of a window's last token is the first of the next window.
+    `raster` is the height, width and number of channels of a picture whose tokens go row by row, channel within pixel.
     """
 
     modality: Modality
@@ -48,6 +49,7 @@ class Layout:
     high: float = 1.0
     sample_rate_hz: int | None = None
     labels: tuple[str, ...] = ()
+    raster: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:
@@ -94,4 +96,5 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Layout:
-        return cls(**{**values, "shape": tuple(values["shape"]), "labels": tuple(values["labels"])})
+        lists = {name: tuple(values.get(name, ())) for name in ("shape", "labels", "raster")}
+        return cls(**{**values, **lists})
