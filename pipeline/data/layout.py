@@ -30,7 +30,11 @@ class Layout:
 
     `continuous` tokens are windows cut from one stream: window i + 1 follows window i, so a recurrent state may
     be carried from one to the next and the target of a window's last token is the first of the next window.
+
     `raster` is the height, width and number of channels of a picture whose tokens go row by row, channel within pixel.
+
+    `labels` are the training split's, sorted, each with its number of examples in `label_counts`; `prompts` its
+    commonest text prompts likewise, and `prompt_length` the tokens that each example's prompt has (0 without any).
     """
 
     modality: Modality
@@ -49,6 +53,10 @@ class Layout:
     high: float = 1.0
     sample_rate_hz: int | None = None
     labels: tuple[str, ...] = ()
+    label_counts: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
+    prompt_counts: tuple[int, ...] = ()
+    prompt_length: int = 0
     raster: tuple[int, ...] = ()
 
     @property
@@ -96,5 +104,5 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Layout:
-        lists = {name: tuple(values.get(name, ())) for name in ("shape", "labels", "raster")}
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
         return cls(**{**values, **lists})

@@ -68,7 +68,7 @@ class Neighbours(nn.Module):
         return _taken(values, self.places[positions])
 
     def frames(self, values: Tensor, starts: Tensor, size: int) -> Tensor:
-        """The `size` values before each of `starts` `[B or 1, W]`, oldest first, `[B, W, size]`; 0 before the beginning."""
+        """The `size` values before each of `starts` `[B or 1, W]`, oldest first, `[B, W, size]`; 0 before the first."""
         places = starts.unsqueeze(2) + torch.arange(-size, 0, device=starts.device)
         return _taken(values, torch.where(places < 0, values.shape[1] - 1, places))
 

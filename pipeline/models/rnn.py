@@ -27,8 +27,9 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
+from pipeline.models.conditioning import NO_CONDITION, make_conditioner
 from pipeline.models.neighbours import Entry, Neighbours, Readout
-from pipeline.spec import RecurrentBackboneSpec, RnnSpec
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
 
 WARM_UP_TOKENS = 64
 """Tokens drawn and thrown away before a sample of continuous text that has no prompt and no documents: the
@@ -39,7 +40,13 @@ class RecurrentLanguageModel(GenerativeModel):
     """p(x) = prod_t p(x_t | x_<t), each factor a softmax over the symbols: the vocabulary, or two where pixels are
     drawn black or white."""
 
-    def __init__(self, layout: Layout, family: RnnSpec, backbone: RecurrentBackboneSpec) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        family: RnnSpec,
+        backbone: RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
+    ) -> None:
         super().__init__()
         self.layout, self.family = layout, family
         self.symbols = layout.vocabulary if family.binarise is None else 2
@@ -53,7 +60,8 @@ class RecurrentLanguageModel(GenerativeModel):
         self.neighbours = Neighbours(layout, family, levels) if sees else None
         num_seen = 0 if self.neighbours is None else self.neighbours.count
         self.entry = Entry(layout, family, size, num_seen)
-        self.recurrent = Recurrent(size, backbone)
+        self.conditioner = make_conditioner(layout, condition)
+        self.recurrent = Recurrent(size + (0 if self.conditioner is None else condition.size), backbone)
         self.readout = None
         if family.readout:
             self.readout = Readout(layout, family, backbone.hidden_size, self.symbols, num_seen)
@@ -93,7 +101,13 @@ class RecurrentLanguageModel(GenerativeModel):
         return targets != self.layout.pad_token
 
     def _logits(
-        self, inputs: Tensor, values: Tensor | None, positions: Tensor, carry: Carry | None, noise: Noise | None
+        self,
+        inputs: Tensor,
+        values: Tensor | None,
+        positions: Tensor,
+        condition: Tensor | None,
+        carry: Carry | None,
+        noise: Noise | None,
     ) -> tuple[Tensor, Carry]:
         """Logits `[B, W, symbols]` of the tokens after `inputs` `[B, W]`, and the state after them.
 
@@ -101,7 +115,7 @@ class RecurrentLanguageModel(GenerativeModel):
         examples (see `Neighbours.values`).
         """
         seen = None if self.neighbours is None or values is None else self.neighbours.seen(values, positions)
-        hidden, carry = self._recur(inputs, values, seen, positions, carry, noise)
+        hidden, carry = self._recur(inputs, values, seen, positions, condition, carry, noise)
         risen = hidden if self.readout is None else self.readout.rise(hidden)
         return self._read(risen, inputs, seen, positions), carry
 
@@ -111,10 +125,12 @@ class RecurrentLanguageModel(GenerativeModel):
         values: Tensor | None,
         seen: Tensor | None,
         positions: Tensor,
+        condition: Tensor | None,
         carry: Carry | None,
         noise: Noise | None,
     ) -> tuple[Tensor, Carry]:
-        """The hidden state for each frame of W tokens, `[B, W / frame, H]`."""
+        """The hidden state for each frame of W tokens, `[B, W / frame, H]`, with `condition` `[B, C]` beside every
+        input."""
         frame = self.family.frame
         if frame == 1:
             entered = self.entry(self._embedded(inputs, noise), seen, positions)
@@ -122,7 +138,13 @@ class RecurrentLanguageModel(GenerativeModel):
             assert self.neighbours is not None and values is not None
             starts = positions[:, ::frame]
             entered = self.entry(None, self.neighbours.frames(values, starts, frame), starts)
+        if condition is not None:
+            beside = condition.unsqueeze(1).expand(-1, entered.shape[1], -1)
+            entered = torch.cat([entered, beside.to(entered.dtype)], dim=2)
         return self.recurrent(entered, carry, noise)
+
+    def _condition(self, batch: Batch, noise: Noise | None) -> Tensor | None:
+        return None if self.conditioner is None else self.conditioner(batch, noise)
 
     def _read(self, hidden: Tensor, inputs: Tensor, seen: Tensor | None, positions: Tensor) -> Tensor:
         """Logits `[B, W, symbols]` from the state at every token, `[B, W, H]` or as `Readout.rise` gives it."""
@@ -150,7 +172,8 @@ class RecurrentLanguageModel(GenerativeModel):
         if carry is not None and self.family.state_reset > 0:
             kept = noise.uniform(len(batch), 1, 1) >= self.family.state_reset
             carry = tuple(part * kept for part in carry)
-        nats, counted, carry = self._nats(self._observed(batch.x, noise), None, carry, noise)
+        x, condition = self._observed(batch.x, noise), self._condition(batch, noise)
+        nats, counted, carry = self._nats(x, None, condition, carry, noise)
         # Divided by all positions, not by those that count: a constant, so that workers' means add up.
         loss = nats.sum() / nats.numel()
         left = tuple(part.detach() for part in carry) if self.layout.continuous else None
@@ -158,7 +181,7 @@ class RecurrentLanguageModel(GenerativeModel):
 
     def _window_step(self, batch: Batch, start: Tensor, carry: Carry | None, noise: Noise) -> Output:
         """A step on one window of each example; the state of a lane that begins an example is empty."""
-        x, size = batch.x, len(batch)
+        x, condition, size = batch.x, self._condition(batch, noise), len(batch)
         if carry is not None:
             carry = tuple(part * (start > 0).view(-1, 1, 1) for part in carry)
         rows = torch.arange(size, device=x.device)
@@ -169,14 +192,15 @@ class RecurrentLanguageModel(GenerativeModel):
             if going.any() and not going.all():
                 rows = going.nonzero().squeeze(1)
                 carry = None if carry is None else tuple(part[rows] for part in carry)
+                condition = None if condition is None else condition[rows]
                 x, start, noise = x[rows], start[rows], noise.of(rows, size)
-        nats, counted, after = self._nats(x, start, carry, noise)
+        nats, counted, after = self._nats(x, start, condition, carry, noise)
         loss = nats.sum() / (size * nats.shape[1])
         left = [part.new_zeros(size, *part.shape[1:]).index_copy(0, rows, part) for part in (a.detach() for a in after)]
         return Output(loss, {"loss": nats.detach().sum() / counted.sum().clamp(min=1)}, tuple(left))
 
     def _nats(
-        self, x: Tensor, start: Tensor | None, carry: Carry | None, noise: Noise | None
+        self, x: Tensor, start: Tensor | None, condition: Tensor | None, carry: Carry | None, noise: Noise | None
     ) -> tuple[Tensor, Tensor, Carry]:
         """Nats `[B, W]` of a window's targets from `start` `[B]` on, or of all; zero at those that do not count; which
         do; and the state behind them."""
@@ -191,19 +215,19 @@ class RecurrentLanguageModel(GenerativeModel):
         inputs, targets = sequence.gather(1, each), sequence.gather(1, each + 1)
         counted = self._counts(targets) & (unbounded < targets_in_all)
         values = None if self.neighbours is None else self.neighbours.values(x)
-        logits, carry = self._logits(inputs, values, positions, carry, noise)
+        logits, carry = self._logits(inputs, values, positions, condition, carry, noise)
         nats = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
         return (nats * counted)[:, :width], counted[:, :width], carry
 
     @torch.no_grad()
-    def _all_nats(self, x: Tensor, carry: Carry | None) -> tuple[Tensor, Tensor, Carry]:
+    def _all_nats(self, x: Tensor, condition: Tensor | None, carry: Carry | None) -> tuple[Tensor, Tensor, Carry]:
         """Nats of every target `[B, S]`, which count, and the state behind them; read in windows, whose memory is
         bounded."""
         if self.window is None:
-            return self._nats(x, None, carry, None)
+            return self._nats(x, None, condition, carry, None)
         parts = []
         for begin in range(0, x.shape[1], self.window):
-            *part, carry = self._nats(x, torch.full((len(x),), begin, device=x.device), carry, None)
+            *part, carry = self._nats(x, torch.full((len(x),), begin, device=x.device), condition, carry, None)
             parts.append(part)
         count = self._sequence(x).shape[1] - 1
         nats, counted = (torch.cat(part, dim=1)[:, :count] for part in zip(*parts, strict=True))
@@ -211,7 +235,7 @@ class RecurrentLanguageModel(GenerativeModel):
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise, carry: Carry | None = None) -> tuple[Sums, Carry | None]:
-        nats, counted, after = self._all_nats(self._observed(batch.x, noise), carry)
+        nats, counted, after = self._all_nats(self._observed(batch.x, noise), self._condition(batch, None), carry)
         sums = {
             "examples": torch.tensor(float(len(batch)), dtype=torch.float64),
             "nats": nats.double().sum().cpu(),
@@ -220,10 +244,13 @@ class RecurrentLanguageModel(GenerativeModel):
         return sums, after if self.layout.continuous else None
 
     @torch.no_grad()
-    def token_nats(self, x: Tensor) -> Tensor:
+    def token_nats(self, x: Tensor, batch: Batch | None = None) -> Tensor:
         """The surprise at every token of `x` `[B, T]` given those before it, in nats `[B, T]`; NaN where there is none:
-        at padding, and at the first token of a stream or of an example that has a begin token."""
-        nats, counted, _ = self._all_nats(self._observed(x, None), None)
+        at padding, and at the first token of a stream or of an example that has a begin token. A model with conditions
+        takes those of `batch`, or goes without."""
+        unknown = torch.full((len(x),), -1, device=x.device)
+        condition = self._condition(batch or Batch(x, unknown, unknown), None)
+        nats, counted, _ = self._all_nats(self._observed(x, None), condition, None)
         return F.pad(nats.masked_fill(~counted, math.nan), (x.shape[1] - nats.shape[1], 0), value=math.nan)
 
     def summarise(self, sums: Sums) -> dict[str, float]:
@@ -239,6 +266,9 @@ class RecurrentLanguageModel(GenerativeModel):
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """Tokens `[count, length]`, after the prompt; an example that ended is padded."""
         layout, frame, device = self.layout, self.family.frame, self.head.bias.device
+        condition = None
+        if self.conditioner is not None:
+            condition = self.conditioner(self.conditioner.asked(count, Noise(generator), options))
         first, length, dropped = self._beginning(options, generator)
         ends = not layout.continuous and layout.end_token is not None and layout.pad_token is not None
         inputs = torch.tensor(first, device=device).expand(count, -1)
@@ -252,7 +282,7 @@ class RecurrentLanguageModel(GenerativeModel):
             at = places[:, step : step + 1] if step else places[:, : inputs.shape[1]]
             seen = None if self.neighbours is None or values is None else self.neighbours.seen(values, at)
             if step % frame == 0:
-                hidden, carry = self._recur(inputs, values, seen, at, carry, None)
+                hidden, carry = self._recur(inputs, values, seen, at, condition, carry, None)
                 risen = hidden if self.readout is None else self.readout.rise(hidden)
             now = risen[:, -1:] if frame == 1 else risen[:, step % frame : step % frame + 1]
             logits = self._read(now, inputs[:, -1:], seen, at)[:, -1]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.models.backbones import Carry, Recurrent, make_decoder, make_encoder
+from pipeline.models.backbones import Carry, Recurrent, SignalBackbone, make_decoder, make_encoder
 from pipeline.models.base import (
     Batch,
     GenerativeModel,
@@ -28,8 +28,9 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
+from pipeline.models.conditioning import NO_CONDITION
 from pipeline.models.rnn import draw
-from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, VaeSpec
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, VaeSpec
 
 ACTIVE_VARIANCE = 0.01
 """A latent unit is active when the variance over examples of its posterior mean is above this (Burda et al.
@@ -144,7 +145,9 @@ class VariationalAutoencoder(GenerativeModel):
 class SignalVae(VariationalAutoencoder):
     """Bernoulli or Gaussian pixels (or samples) given z; the Gaussian has one learned variance."""
 
-    def __init__(self, layout: Layout, family: VaeSpec, backbone: MlpBackboneSpec | ConvBackboneSpec) -> None:
+    def __init__(
+        self, layout: Layout, family: VaeSpec, backbone: SignalBackbone, condition: ConditionSpec = NO_CONDITION
+    ) -> None:
         super().__init__(layout, family)
         self.encoder = make_encoder(layout.shape, backbone, 2 * family.latent_size)
         self.decoder = make_decoder(family.latent_size, backbone, layout.shape)
@@ -196,7 +199,13 @@ class SignalVae(VariationalAutoencoder):
 class TokenVae(VariationalAutoencoder):
     """A recurrent encoder, and a recurrent decoder that sees z at every step (Bowman et al. 2016)."""
 
-    def __init__(self, layout: Layout, family: VaeSpec, backbone: RecurrentBackboneSpec) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        family: VaeSpec,
+        backbone: RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
+    ) -> None:
         super().__init__(layout, family)
         size, latent = backbone.embedding_size, family.latent_size
         # Two more rows than the vocabulary: the start of an example, and a word that was dropped.

@@ -17,8 +17,8 @@ class RnnSpec(Strict):
     can stay lost (6.4 nats a character against 1.6 was seen).
 
     Of examples longer than `window` tokens a step reads that many (rounded up to whole frames), and the state is
-    carried to the example's next step. `binarise: dynamic` draws each grey pixel as a black or white one anew every time it is seen (Salakhutdinov
-    and Murray 2008); the model is one of the drawn bits.
+    carried to the example's next step. `binarise: dynamic` draws each grey pixel as a black or white one, anew every
+    time it is seen (Salakhutdinov and Murray 2008), and models what was drawn.
 
     Pixels and samples are numbers as well as tokens, and may be seen directly: `history` counts the tokens before (of
     a picture's row: the pixels, with all their channels), `rows_above` and `columns_above` the pixels above, an odd
@@ -121,6 +121,29 @@ class ConvBackboneSpec(Strict):
         return self
 
 
+class ResnetBackboneSpec(Strict):
+    """Residual blocks (He et al. 2016, identity mappings) in one or two dimensions: each width in `channels` is a level
+    of `blocks` blocks, and from each level to the next the signal shrinks by `stride`; back, it grows by repetition.
+
+    `norm: group` normalises the channels of an example in groups (Wu and He 2018); nothing is normalised over the
+    batch.
+    """
+
+    kind: Literal["resnet"]
+    channels: tuple[Count, ...] = (32, 64, 128)
+    blocks: Count = 1
+    kernel: Annotated[int, Field(ge=1)] = 3
+    stride: Annotated[int, Field(ge=2)] = 2
+    norm: Literal["none", "group"] = "none"
+    activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "silu"
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> ResnetBackboneSpec:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, so that a convolution keeps the length")
+        return self
+
+
 class RecurrentBackboneSpec(Strict):
     """Stacked GRU or LSTM layers over embedded tokens.
 
@@ -140,11 +163,27 @@ class RecurrentBackboneSpec(Strict):
     norm: Literal["none", "layer"] = "none"
 
 
-AnyBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")]
+AnyBackboneSpec = Annotated[
+    MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")
+]
+
+
+class ConditionSpec(Strict):
+    """What a sample may be asked for, the same way in every family.
+
+    `on: [label]` is the record's class, `on: [prompt]` its text prompt (`data.prompt`), both may be given. Each becomes
+    a part of one vector of `size` numbers that the networks see beside the example or the noise. `dropout` is the
+    chance that an example's condition is hidden from them in training, so that they also learn what to do without.
+    """
+
+    on: tuple[Literal["label", "prompt"], ...] = ()
+    size: Count = 64
+    dropout: Share = 0.0
 
 
 class ModelSpec(Strict):
-    """Which generative model: a family's objective over a backbone."""
+    """Which generative model: a family's objective over a backbone, and what its samples may be asked for."""
 
     family: AnyFamilySpec
     backbone: AnyBackboneSpec
+    condition: ConditionSpec = ConditionSpec()

@@ -19,7 +19,7 @@ from pipeline.spec.data import (
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec
+from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -120,13 +120,15 @@ class RunSpec(Strict):
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
+        if isinstance(family, RnnSpec):
+            mistakes.extend(_misfits_of_numbers(codec, family))
         if family.kind == "vae" and tokens != (backbone.kind == "recurrent"):
-            allowed = "'recurrent'" if tokens else "'mlp' or 'conv'"
+            allowed = "'recurrent'" if tokens else "'mlp', 'conv' or 'resnet'"
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
         if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv' or 'mlp'")
+            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
@@ -138,7 +140,14 @@ class RunSpec(Strict):
                 f"data.split.kind 'given': data.source.kind {self.data.source.kind!r} as written names no test "
                 "records (set test_pattern, split_field or the test array); or take 'hash'"
             )
-        if isinstance(backbone, ConvBackboneSpec) and not tokens:
+        if "prompt" in self.model.condition.on and self.data.prompt is None:
+            mistakes.append("model.condition.on has 'prompt': set data.prompt, which says what the prompts are")
+        if self.model.condition.on and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
+            mistakes.append(
+                "model.condition.on: windows of continuous text (data.codec.packing) have no label and no prompt of "
+                "their own; take 'documents'"
+            )
+        if isinstance(backbone, ConvBackboneSpec | ResnetBackboneSpec) and not tokens:
             mistakes.extend(_misfits_of_levels(codec, backbone))
         if mistakes:
             raise ValueError("\n".join(mistakes))
@@ -152,8 +161,22 @@ class RunSpec(Strict):
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
 
 
-def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec) -> Iterable[str]:
-    """A conv backbone divides by its stride once a level, rounding up: the signal must be large enough for that."""
+def _misfits_of_numbers(codec: Any, family: RnnSpec) -> Iterable[str]:
+    """Pixels and samples are numbers that may be seen directly; the tokens of a text are not, and only pixels lie above
+    each other or can be drawn black or white."""
+    raster, sound = isinstance(codec, RasterCodecSpec), isinstance(codec, MuLawCodecSpec)
+    for key, is_set, fits, needed in (
+        ("history", family.history > 0, raster or sound, "'raster' or 'mu_law'"),
+        ("frame", family.frame > 1, raster or sound, "'raster' or 'mu_law'"),
+        ("rows_above", family.rows_above > 0, raster, "'raster'"),
+        ("binarise", family.binarise is not None, raster, "'raster'"),
+    ):
+        if is_set and not fits:
+            yield f"model.family.{key} needs data.codec.kind {needed}, and it is {codec.kind!r}; leave it out"
+
+
+def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSpec) -> Iterable[str]:
+    """A backbone of levels divides by its stride once a level, rounding up: the signal must be large enough."""
     factor = backbone.stride ** (len(backbone.channels) - 1)
     if isinstance(codec, PictureCodecSpec):
         key, extents = "data.codec.size", list(codec.size)
@@ -164,6 +187,6 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec) -> Iterable[str]:
     if min(extents) <= factor:
         seen = extents if len(extents) > 1 else extents[0]
         yield (
-            f"{key} {seen}: too small for a conv backbone of {len(backbone.channels)} levels with stride "
+            f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )
