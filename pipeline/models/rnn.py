@@ -52,7 +52,7 @@ class RecurrentLanguageModel(GenerativeModel):
         self.symbols = layout.vocabulary if family.binarise is None else 2
         # One more row than the symbols: what stands before the first token of an example.
         self.start = self.symbols
-        size = backbone.hidden_size if family.tied_embeddings else backbone.embedding_size
+        size = backbone.embedding_size
         self.embedding = nn.Embedding(self.symbols + 1, size)
         self.embedding_dropout = backbone.embedding_dropout
         levels = self.symbols if family.binarise or layout.end_token is None else layout.end_token
@@ -65,9 +65,13 @@ class RecurrentLanguageModel(GenerativeModel):
         self.readout = None
         if family.readout:
             self.readout = Readout(layout, family, backbone.hidden_size, self.symbols, num_seen)
-        self.head = nn.Linear(family.readout[-1] if family.readout else backbone.hidden_size, self.symbols)
+        last = family.readout[-1] if family.readout else backbone.hidden_size
+        self.head: nn.Linear | TiedHead
         if family.tied_embeddings:
-            nn.init.normal_(self.embedding.weight, std=backbone.hidden_size**-0.5)
+            self.head = TiedHead(last, size, self.symbols)
+            nn.init.normal_(self.embedding.weight, std=size**-0.5)
+        else:
+            self.head = nn.Linear(last, self.symbols)
         # Pixels are drawn black or white for a whole example at once: its windows must see the same ones.
         windowed = not layout.continuous and family.binarise is None and layout.length > family.window
         self.window = -(-family.window // family.frame) * family.frame if windowed else None
@@ -150,8 +154,8 @@ class RecurrentLanguageModel(GenerativeModel):
         """Logits `[B, W, symbols]` from the state at every token, `[B, W, H]` or as `Readout.rise` gives it."""
         if self.readout is not None:
             hidden = self.readout(hidden, inputs, seen, positions)
-        if self.family.tied_embeddings:
-            return full_precision(F.linear(hidden, self.embedding.weight[: self.symbols], self.head.bias))
+        if isinstance(self.head, TiedHead):
+            return full_precision(self.head(hidden, self.embedding.weight[: self.symbols]))
         return full_precision(self.head(hidden))
 
     def _embedded(self, inputs: Tensor, noise: Noise | None) -> Tensor:
@@ -321,6 +325,20 @@ class RecurrentLanguageModel(GenerativeModel):
             length,
             WARM_UP_TOKENS,
         )
+
+
+class TiedHead(nn.Module):
+    """The softmax over the rows of the embedding itself (Press and Wolf 2017), `[..., H]` to logits `[..., V]`; a state
+    of another size than the embedding's is projected first (Inan et al. 2017), which makes a large vocabulary cheap."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, symbols: int) -> None:
+        super().__init__()
+        fits = hidden_size == embedding_size
+        self.project = nn.Identity() if fits else nn.Linear(hidden_size, embedding_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(symbols))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(self.project(hidden), embedding, self.bias)
 
 
 def draw(logits: Tensor, generator: torch.Generator, options: SamplingOptions) -> Tensor:
