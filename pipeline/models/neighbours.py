@@ -134,8 +134,10 @@ class Readout(nn.Module):
         self.risen_size = -(-first // 4)
         self.up = nn.Linear(hidden_size, family.frame * self.risen_size)
         self.seen = nn.Linear(self.risen_size + num_seen, first)
-        # Of two symbols the token before says no more than its value, which is among those that are seen.
-        self.before = nn.Embedding(symbols + 1, first) if symbols > 2 or not family.history else None
+        # Of two symbols the token before says no more than its value, and that is seen where frames are whole rows.
+        rows = bool(layout.raster) and family.frame % (layout.raster[1] * layout.raster[2]) == 0
+        told = symbols == 2 and family.history > 0 and rows
+        self.before = None if told else nn.Embedding(symbols + 1, first)
         if self.before is not None:
             nn.init.normal_(self.before.weight, std=0.02)
         self.position = Position(layout, first) if layout.raster else None

@@ -66,6 +66,7 @@ FORMS: dict[str, Callable[[], Any]] = {
     "picture": lambda: model_of(picture(2, 3), history=1, rows_above=1, columns_above=3),
     "picture-colours": lambda: model_of(picture(2, 1, 3), "lstm", rows_above=1, columns_above=3, readout=[7]),
     "picture-rows": lambda: model_of(picture(2, 3), frame=3, history=2, rows_above=1, readout=[8, 8]),
+    "picture-bits": lambda: model_of(picture(2, 3, levels=2), frame=3, history=1, readout=[8], binarise="dynamic"),
     "picture-uneven-frames": lambda: model_of(picture(2, 3), frame=4, history=2, readout=[5]),
     "sound": lambda: model_of(sound(4, 3), history=2, readout=[6], backbone={"norm": "layer"}),
     "sound-windows": lambda: model_of(sound(5, 3), history=3, readout=[6], window=2, frame=2),
