@@ -53,7 +53,8 @@ class RecurrentLanguageModel(GenerativeModel):
         # One more row than the symbols: what stands before the first token of an example.
         self.start = self.symbols
         size = backbone.embedding_size
-        self.embedding = nn.Embedding(self.symbols + 1, size)
+        # In frames no single token enters the recurrence.
+        self.embedding = nn.Embedding(self.symbols + 1, size) if family.frame == 1 else None
         self.embedding_dropout = backbone.embedding_dropout
         levels = self.symbols if family.binarise or layout.end_token is None else layout.end_token
         sees = layout.modality != "text" and bool(family.history or family.rows_above or family.frame > 1)
@@ -67,7 +68,7 @@ class RecurrentLanguageModel(GenerativeModel):
             self.readout = Readout(layout, family, backbone.hidden_size, self.symbols, num_seen)
         last = family.readout[-1] if family.readout else backbone.hidden_size
         self.head: nn.Linear | TiedHead
-        if family.tied_embeddings:
+        if family.tied_embeddings and self.embedding is not None:
             self.head = TiedHead(last, size, self.symbols)
             nn.init.normal_(self.embedding.weight, std=size**-0.5)
         else:
@@ -154,12 +155,13 @@ class RecurrentLanguageModel(GenerativeModel):
         """Logits `[B, W, symbols]` from the state at every token, `[B, W, H]` or as `Readout.rise` gives it."""
         if self.readout is not None:
             hidden = self.readout(hidden, inputs, seen, positions)
-        if isinstance(self.head, TiedHead):
+        if isinstance(self.head, TiedHead) and self.embedding is not None:
             return full_precision(self.head(hidden, self.embedding.weight[: self.symbols]))
         return full_precision(self.head(hidden))
 
     def _embedded(self, inputs: Tensor, noise: Noise | None) -> Tensor:
-        embedded = self.embedding(inputs)
+        assert self.embedding is not None
+        embedded: Tensor = self.embedding(inputs)
         if noise is None or not self.training or self.embedding_dropout == 0:
             return embedded
         keep = 1 - self.embedding_dropout

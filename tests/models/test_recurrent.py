@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -17,9 +18,10 @@ from pipeline.data.prepared import SplitArrays
 from pipeline.data.windows import WindowedBatches
 from pipeline.models.backbones import Recurrent
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
+from pipeline.models.conditioning import NO_CONDITION
 from pipeline.models.neighbours import neighbour_places
 from pipeline.models.rnn import RecurrentLanguageModel
-from pipeline.spec import RecurrentBackboneSpec, RnnSpec
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
 
 
 @pytest.fixture(autouse=True)
@@ -40,12 +42,18 @@ def sound(samples: int, levels: int) -> Layout:
     return Layout("audio", "tokens", (samples,), "uint8", "categorical", vocabulary=levels + 2, **ends)
 
 
-def model_of(layout: Layout, cell: str = "gru", backbone: dict[str, Any] | None = None, **family: Any) -> Any:
+def model_of(
+    layout: Layout,
+    cell: str = "gru",
+    backbone: dict[str, Any] | None = None,
+    condition: ConditionSpec = NO_CONDITION,
+    **family: Any,
+) -> Any:
     """A model whose weights are large enough for every input to matter, in double precision."""
     torch.manual_seed(0)
     sizes = {"hidden_size": 8, "embedding_size": 6} | (backbone or {})
     spec = RecurrentBackboneSpec(kind="recurrent", cell=cell, **sizes)  # type: ignore[arg-type]
-    model = RecurrentLanguageModel(layout, RnnSpec(kind="rnn", **family), spec).eval()
+    model = RecurrentLanguageModel(layout, RnnSpec(kind="rnn", **family), spec, condition).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.5)
@@ -196,6 +204,27 @@ def test_windows_of_two_workers_interleave_to_those_of_one() -> None:
         whole, parts = one.batch(step), [batches.batch(step) for batches in two]
         for name in ("x", "start", "index"):
             assert torch.cat([getattr(part, name) for part in parts]).equal(getattr(whole, name))
+
+
+def test_sample_is_of_the_label_that_it_was_asked_for() -> None:
+    layout = replace(picture(2, 2), labels=("a", "b"), label_counts=(3, 1))
+    model = model_of(layout, condition=ConditionSpec(on=("label",), size=4), history=1, rows_above=1, columns_above=1)
+    every = every_example(model)
+    shares = []
+    for label in (0, 1):
+        asked = Batch(every, torch.full((len(every),), label), torch.arange(len(every)))
+        expected = torch.exp(-model.token_nats(every, asked).sum(1))
+        assert float(expected.sum()) == pytest.approx(1)
+        shares.append(expected)
+        drawn = model.sample(10_000, make_generator(0, "s"), SamplingOptions(asked_label=label))
+        found = (drawn @ torch.tensor([8, 4, 2, 1])).bincount(minlength=16)
+        torch.testing.assert_close(found / 10_000, expected, rtol=0, atol=0.015)
+        sums, _ = model.evaluate(Batch(every, asked.label, asked.index), Noise(make_generator(0, "n")))
+        assert float(sums["nats"]) == pytest.approx(-float(expected.log().sum()))
+    assert (shares[0] - shares[1]).abs().max() > 0.03
+    drawn = model.sample(10_000, make_generator(0, "s"), SamplingOptions())
+    found = (drawn @ torch.tensor([8, 4, 2, 1])).bincount(minlength=16)
+    torch.testing.assert_close(found / 10_000, 0.75 * shares[0] + 0.25 * shares[1], rtol=0, atol=0.015)
 
 
 def test_pixels_are_drawn_black_with_the_chance_of_their_grey_level() -> None:
