@@ -41,7 +41,13 @@ class WindowedBatches:
         if last > first:
             later = self._examples(last)
             moved = (turns > first).to(batch.x.device)
-            batch = Batch(**{name: _chosen(moved, value, getattr(later, name)) for name, value in vars(batch).items()})
+            prompt = None
+            if batch.prompt is not None and later.prompt is not None:
+                prompt = _chosen(moved, batch.prompt, later.prompt)
+            x, label, index = (
+                _chosen(moved, getattr(batch, name), getattr(later, name)) for name in ("x", "label", "index")
+            )
+            batch = Batch(x, label, index, prompt)
         return replace(batch, start=(windows * self.window).to(batch.x.device))
 
     def _examples(self, turn: int) -> Batch:
@@ -53,8 +59,6 @@ class WindowedBatches:
         self.examples.close()
 
 
-def _chosen(moved: Tensor, before: Tensor | None, later: Tensor | None) -> Tensor | None:
+def _chosen(moved: Tensor, before: Tensor, later: Tensor) -> Tensor:
     """Of each lane, what it reads: `later` where it has moved on."""
-    if before is None or later is None:
-        return None
     return torch.where(moved.view(-1, *[1] * (before.dim() - 1)), later, before)

@@ -231,13 +231,16 @@ class RecurrentLanguageModel(GenerativeModel):
         bounded."""
         if self.window is None:
             return self._nats(x, None, condition, carry, None)
-        parts = []
-        for begin in range(0, x.shape[1], self.window):
-            *part, carry = self._nats(x, torch.full((len(x),), begin, device=x.device), condition, carry, None)
-            parts.append(part)
         count = self._sequence(x).shape[1] - 1
-        nats, counted = (torch.cat(part, dim=1)[:, :count] for part in zip(*parts, strict=True))
-        return nats, counted, carry
+        nats: list[Tensor] = []
+        counted: list[Tensor] = []
+        for begin in range(0, count, self.window):
+            start = torch.full((len(x),), begin, device=x.device)
+            found, which, carry = self._nats(x, start, condition, carry, None)
+            nats.append(found)
+            counted.append(which)
+        assert carry is not None
+        return torch.cat(nats, dim=1)[:, :count], torch.cat(counted, dim=1)[:, :count], carry
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise, carry: Carry | None = None) -> tuple[Sums, Carry | None]:
@@ -276,7 +279,7 @@ class RecurrentLanguageModel(GenerativeModel):
         if self.conditioner is not None:
             condition = self.conditioner(self.conditioner.asked(count, Noise(generator), options))
         first, length, dropped = self._beginning(options, generator)
-        ends = not layout.continuous and layout.end_token is not None and layout.pad_token is not None
+        end, pad = (None, None) if layout.continuous else (layout.end_token, layout.pad_token)
         inputs = torch.tensor(first, device=device).expand(count, -1)
         values = None if self.neighbours is None else torch.zeros(count, layout.length + 1, device=device)
         places = torch.arange(layout.length, device=device).unsqueeze(0)
@@ -292,22 +295,23 @@ class RecurrentLanguageModel(GenerativeModel):
                 risen = hidden if self.readout is None else self.readout.rise(hidden)
             now = risen[:, -1:] if frame == 1 else risen[:, step % frame : step % frame + 1]
             logits = self._read(now, inputs[:, -1:], seen, at)[:, -1]
-            if ends:
+            if pad is not None:
                 # Padding was never a target: what the softmax still gives it belongs to the others.
-                logits[:, layout.pad_token] = -math.inf
+                logits[:, pad] = -math.inf
             token = draw(logits, generator, options)
-            if ends:
-                token = torch.where(ended, layout.pad_token, token)
-                ended |= token == layout.end_token
+            if pad is not None:
+                token = torch.where(ended, pad, token)
+                ended |= token == end
             drawn.append(token)
-            if ends and step % 64 == 63 and bool(ended.all()):
+            # Looking stalls a GPU: now and then.
+            if pad is not None and step % 64 == 63 and bool(ended.all()):
                 break
             if self.neighbours is not None and values is not None:
                 values[:, step] = self.neighbours.values(token.unsqueeze(1))[:, 0]
             inputs = token.unsqueeze(1)
         tokens = torch.stack(drawn[dropped:], dim=1)
-        if ends:
-            tokens = F.pad(tokens, (0, length - tokens.shape[1]), value=layout.pad_token)
+        if pad is not None:
+            tokens = F.pad(tokens, (0, length - tokens.shape[1]), value=pad)
         return tokens if self.family.binarise is None else tokens * (layout.vocabulary - 1)
 
     def _beginning(self, options: SamplingOptions, generator: torch.Generator) -> tuple[list[int], int, int]:
