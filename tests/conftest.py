@@ -140,6 +140,15 @@ def lane_spec(**training: Any) -> RunSpec:
     return make_spec(spec)
 
 
+def window_spec(**training: Any) -> RunSpec:
+    """A tiny model of sounds that are read in windows and frames, with a mask over all steps of an example."""
+    spec = cell_spec("rnn", "audio", **training).as_dict()
+    spec["data"]["codec"] |= {"num_samples": 300}
+    spec["model"]["family"] |= {"window": 90, "frame": 4, "history": 6, "readout": [12, 12]}
+    spec["model"]["backbone"] |= {"dropout": 0.2, "variational": True}
+    return make_spec(spec)
+
+
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, by whichever process of

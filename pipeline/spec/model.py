@@ -15,11 +15,40 @@ class RnnSpec(Strict):
     `state_reset` is the chance that a lane of continuous text starts a step from an empty state instead of the
     carried one. Without it the empty state is seen once in a training, and a held-out lane that starts from it
     can stay lost (6.4 nats a character against 1.6 was seen).
+
+    Of examples longer than `window` tokens a step reads that many (rounded up to whole frames), and the state is
+    carried to the example's next step. `binarise: dynamic` draws each grey pixel as a black or white one, anew every
+    time it is seen (Salakhutdinov and Murray 2008), and models what was drawn.
+
+    Pixels and samples are numbers as well as tokens, and may be seen directly: `history` counts the tokens before (of
+    a picture's row: the pixels, with all their channels), `rows_above` and `columns_above` the pixels above, an odd
+    number centred on the pixel. They enter the recurrence, and the hidden layers `readout` between its state and the
+    softmax. With `frame` above 1 the recurrence steps once in that many tokens, and the readout, from the frames
+    before and these neighbours, gives each of a frame's tokens (SampleRNN, Mehri et al. 2017, section 2).
     """
 
     kind: Literal["rnn"]
     tied_embeddings: bool = False
     state_reset: Share = 0.01
+    window: Count = 1024
+    binarise: Literal["dynamic"] | None = None
+    history: Annotated[int, Field(ge=0)] = 0
+    rows_above: Annotated[int, Field(ge=0)] = 0
+    columns_above: Annotated[int, Field(ge=1)] = 7
+    readout: tuple[Count, ...] = ()
+    frame: Count = 1
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RnnSpec:
+        if self.columns_above % 2 == 0:
+            raise ValueError(f"columns_above {self.columns_above} must be odd: as many to the left as to the right")
+        if self.frame > 1 and not self.readout:
+            raise ValueError(
+                f"frame {self.frame}: tokens within a frame are told apart by a readout; set readout: [256]"
+            )
+        if self.tied_embeddings and self.readout:
+            raise ValueError("tied_embeddings and readout: the softmax of a readout has its own weights; choose one")
+        return self
 
 
 class VaeSpec(Strict):
@@ -141,7 +170,12 @@ class ResnetBackboneSpec(Strict):
 
 
 class RecurrentBackboneSpec(Strict):
-    """Stacked GRU or LSTM layers over embedded tokens."""
+    """Stacked GRU or LSTM layers over embedded tokens.
+
+    `dropout` falls on what each layer gives, anew at every step (Zaremba et al. 2014); with `variational` one mask an
+    example serves all its steps, on what goes in and what comes out, and `embedding_dropout` takes whole symbols out
+    of an example (Gal and Ghahramani 2016). `norm: layer` normalises what each layer gives (Ba et al. 2016).
+    """
 
     kind: Literal["recurrent"]
     cell: Literal["gru", "lstm"] = "lstm"
@@ -149,6 +183,9 @@ class RecurrentBackboneSpec(Strict):
     layers: Count = 1
     embedding_size: Count = 64
     dropout: Share = 0.0
+    variational: bool = False
+    embedding_dropout: Share = 0.0
+    norm: Literal["none", "layer"] = "none"
 
 
 AnyBackboneSpec = Annotated[

@@ -21,7 +21,7 @@ from pipeline.spec.data import (
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec
+from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -137,6 +137,8 @@ class RunSpec(Strict):
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
+        if isinstance(family, RnnSpec):
+            mistakes.extend(_misfits_of_numbers(codec, family))
         if family.kind == "vae" and tokens != (backbone.kind == "recurrent"):
             allowed = "'recurrent'" if tokens else "'mlp', 'conv' or 'resnet'"
             mistakes.append(
@@ -170,6 +172,20 @@ class RunSpec(Strict):
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_numbers(codec: Any, family: RnnSpec) -> Iterable[str]:
+    """Pixels and samples are numbers that may be seen directly; the tokens of a text are not, and only pixels lie above
+    each other or can be drawn black or white."""
+    raster, sound = isinstance(codec, RasterCodecSpec), isinstance(codec, MuLawCodecSpec)
+    for key, is_set, fits, needed in (
+        ("history", family.history > 0, raster or sound, "'raster' or 'mu_law'"),
+        ("frame", family.frame > 1, raster or sound, "'raster' or 'mu_law'"),
+        ("rows_above", family.rows_above > 0, raster, "'raster'"),
+        ("binarise", family.binarise is not None, raster, "'raster'"),
+    ):
+        if is_set and not fits:
+            yield f"model.family.{key} needs data.codec.kind {needed}, and it is {codec.kind!r}; leave it out"
 
 
 def _misfits_of_conditions(data: DataSpec, model: ModelSpec) -> Iterable[str]:

@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
-from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
 
 STEPS = 20
-CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried"]
+CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
 CASES += ["vae-options-image", "vae-options-text"]
 SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
@@ -40,6 +40,8 @@ def _spec(case: str) -> RunSpec:
         settings["transfer"] = {"freeze": [FROZEN[case]], "unfreeze": {FROZEN[case]: 0.5}, "lr_scales": {"*": 0.5}}
     if case == "rnn-carried":
         return lane_spec(**settings)
+    if case == "rnn-windows":
+        return window_spec(**settings)
     if case.startswith("vae-options"):
         return _vae_with_all_options(case.rsplit("-", 1)[1], settings)
     family, modality = case.split("-")
