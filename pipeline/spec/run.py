@@ -16,10 +16,11 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    WaveformCodecSpec,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec
+from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -127,6 +128,8 @@ class RunSpec(Strict):
             )
         if family.kind == "gan" and backbone.kind == "recurrent":
             mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
+        if isinstance(family, GanSpec):
+            mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
@@ -174,3 +177,21 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSp
             f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )
+
+
+def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) -> Iterable[str]:
+    """What a GAN can be told that only some codecs and backbones have."""
+    sound = isinstance(codec, WaveformCodecSpec | LogMelCodecSpec)
+    for name in family.augment:
+        if tokens or (name in ("shift", "gain", "time_mask")) != sound:
+            allowed = (
+                "none for tokens" if tokens else "shift, gain, time_mask" if sound else "colour, translation, cutout"
+            )
+            yield f"model.family.augment {name!r}: data.codec.kind {codec.kind!r} knows {allowed}; leave it out"
+    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and backbone.kind in ("conv", "resnet")):
+        yield (
+            f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
+            "resnet backbone; set it to 0"
+        )
+    if family.gumbel is not None and not tokens:
+        yield f"model.family.gumbel: data.codec.kind {codec.kind!r} has no tokens to draw; leave it out"

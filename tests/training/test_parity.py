@@ -14,10 +14,11 @@ from safetensors.torch import load_file, save_file
 from pipeline.spec import RunSpec
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
-from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.conftest import MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory
 
 STEPS = 20
 CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried"]
+CASES += [f"gan-{modality}-options" for modality in MODALITIES]
 SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
 its last bias, and Adam divides the rounding noise of that gradient by its own size, into full steps of random
@@ -32,7 +33,9 @@ def _spec(case: str) -> RunSpec:
         settings["optimizer"] = "sgd" if case.startswith("gan") else "adamw"
     if case == "rnn-carried":
         return lane_spec(**settings)
-    family, modality = case.split("-")
+    family, modality, *options = case.split("-")
+    if options:
+        return gan_with_options(modality, **settings)
     return cell_spec(family, modality, **settings)
 
 
