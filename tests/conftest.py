@@ -141,7 +141,7 @@ def lane_spec(**training: Any) -> RunSpec:
 
 
 GAN_OPTIONS: dict[str, dict[str, Any]] = {
-    "text": {"loss": "hinge", "gumbel": {"straight_through": True}, "spectral_norm": True},
+    "text": {"loss": "hinge", "gumbel": {}, "spectral_norm": True, "critic_backbone": CONV},
     "image": {"loss": "non_saturating", "real_gradient_penalty": 1.0, "augment": ["colour", "translation", "cutout"]},
     "audio": {"loss": "wasserstein", "phase_shuffle": 2, "augment": ["shift", "gain", "time_mask"]},
 }
@@ -151,6 +151,8 @@ def gan_with_options(modality: str, **training: Any) -> RunSpec:
     """A tiny GAN of everything that can be told of one, conditioned on labels."""
     spec = cell_spec("gan", modality, **training).as_dict()
     spec["model"]["family"] |= GAN_OPTIONS[modality]
+    if modality == "text":
+        spec["model"] |= {"backbone": RECURRENT}
     spec["model"]["condition"] = {"on": ["label"], "size": 4, "dropout": 0.1}
     return make_spec(spec)
 

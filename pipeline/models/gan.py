@@ -18,7 +18,7 @@ from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, S
 from pipeline.models.conditioning import NO_CONDITION, PROMPT_PAD, Asked
 from pipeline.models.critic import Critic
 from pipeline.models.generator import Generator
-from pipeline.spec import ConditionSpec, GanSpec
+from pipeline.spec import ConditionSpec, GanSpec, RecurrentBackboneSpec
 
 
 class GenerativeAdversarialNetwork(GenerativeModel):
@@ -27,13 +27,19 @@ class GenerativeAdversarialNetwork(GenerativeModel):
     averaged = ("generator.",)
 
     def __init__(
-        self, layout: Layout, family: GanSpec, backbone: SignalBackbone, condition: ConditionSpec = NO_CONDITION
+        self,
+        layout: Layout,
+        family: GanSpec,
+        backbone: SignalBackbone | RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
     ) -> None:
         super().__init__()
         self.layout, self.family, self.condition = layout, family, condition
         shape = layout.shape if layout.view == "signal" else (layout.vocabulary, layout.length)
         self.generator = Generator(shape, layout, family, backbone, condition)
-        self.critic = Critic(shape, layout, family, backbone, condition)
+        critic_backbone = family.critic_backbone or backbone
+        assert not isinstance(critic_backbone, RecurrentBackboneSpec), "the spec asks for another kind"
+        self.critic = Critic(shape, layout, family, critic_backbone, condition)
         self.critic_loss, self.generator_loss = LOSSES[family.loss]
 
     def phases(self) -> tuple[Phase, ...]:

@@ -70,6 +70,7 @@ from pipeline.spec.model import (
     RecurrentBackboneSpec,
     ResnetBackboneSpec,
     RnnSpec,
+    SignalBackboneSpec,
     VaeSpec,
 )
 from pipeline.spec.release import Limit, ReleaseSpec
@@ -127,6 +128,7 @@ __all__ = [
     "ResnetBackboneSpec",
     "RnnSpec",
     "RunSpec",
+    "SignalBackboneSpec",
     "SoundCodecSpec",
     "Source",
     "SplitSpec",

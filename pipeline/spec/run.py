@@ -126,8 +126,6 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
-        if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if isinstance(family, GanSpec):
             mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
@@ -182,13 +180,24 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSp
 def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) -> Iterable[str]:
     """What a GAN can be told that only some codecs and backbones have."""
     sound = isinstance(codec, WaveformCodecSpec | LogMelCodecSpec)
+    critic = family.critic_backbone or backbone
+    if backbone.kind == "recurrent" and not tokens:
+        yield (
+            f"model.backbone.kind 'recurrent': a gan over data.codec.kind {codec.kind!r} needs 'conv', 'resnet' or "
+            "'mlp'"
+        )
+    elif critic.kind == "recurrent":
+        yield (
+            "model.family.critic_backbone: a recurrent generator needs a critic of another kind, such as "
+            "{kind: resnet, channels: [128, 128]}"
+        )
     for name in family.augment:
         if tokens or (name in ("shift", "gain", "time_mask")) != sound:
             allowed = (
                 "none for tokens" if tokens else "shift, gain, time_mask" if sound else "colour, translation, cutout"
             )
             yield f"model.family.augment {name!r}: data.codec.kind {codec.kind!r} knows {allowed}; leave it out"
-    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and backbone.kind in ("conv", "resnet")):
+    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and critic.kind in ("conv", "resnet")):
         yield (
             f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
             "resnet backbone; set it to 0"
