@@ -52,8 +52,35 @@ def test_page_is_well_formed_and_fetches_nothing(modality):
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_the_data_card_shows_examples_of_the_corpus(modality):
+    title = "Examples of the training split"
+    assert title not in page(modality)
+    html = page(modality, samples=[], examples=SAMPLES[modality])
+    card = html[html.index('<section id="data">') :]
+    assert title in card
+    shown = {"text": "a time &lt;b&gt;", "image": "data:image/png;base64,", "audio": "data:audio/wav;base64,"}
+    assert shown[modality] in card
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
 def test_equal_runs_give_equal_pages(modality):
     assert page(modality, **everything(modality)) == page(modality, **everything(modality))
+
+
+def test_what_a_training_began_with_is_told():
+    assert 'id="inherited"' not in page("text")
+    html = page("text", **everything("text"))
+    section = html[html.index('<section id="inherited">') :].split("</section>")[0]
+    for words in (
+        "models:/old&lt;1&gt;/3",
+        "4 of 6 tokens",
+        "b.weight",
+        "c.weight",
+        "&lt;|user|&gt;",
+        "3 there, 5 here",
+    ):
+        assert words in section, words
+    assert "a.weight" not in section
 
 
 def test_text_from_data_is_escaped():
