@@ -59,8 +59,10 @@ class Generator(nn.Module):
 
     def _one_hots(self, logits: Tensor, noise: Noise | None, progress: float) -> Tensor:
         """Of logits `[B, V, T]`, what the critic sees of them."""
-        if self.gumbel is None or noise is None:
+        if self.gumbel is None:
             return logits.softmax(1)
+        if noise is None:
+            return _hard(logits)
         temperature = temperature_of(self.gumbel, progress)
         return gumbel_softmax(logits, noise, temperature, self.gumbel.straight_through)
 
@@ -102,5 +104,9 @@ def gumbel_softmax(logits: Tensor, noise: Noise, temperature: float, straight_th
     soft = ((logits - (-uniform.log()).log()) / temperature).softmax(1)
     if not straight_through:
         return soft
-    hard = F.one_hot(soft.argmax(1), logits.shape[1]).transpose(1, 2).to(soft.dtype)
-    return hard + soft - soft.detach()
+    return _hard(soft) + soft - soft.detach()
+
+
+def _hard(scores: Tensor) -> Tensor:
+    """One-hots of the largest of `scores` `[B, V, T]`."""
+    return F.one_hot(scores.argmax(1), scores.shape[1]).transpose(1, 2).to(scores.dtype)

@@ -16,9 +16,17 @@ from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, mak
 from pipeline.models.conditioning import Asked
 from pipeline.models.critic import Critic, shuffle_phase
 from pipeline.models.gan import GenerativeAdversarialNetwork
-from pipeline.models.generator import gumbel_softmax, temperature_of
+from pipeline.models.generator import Writer, gumbel_softmax, temperature_of
 from pipeline.models.spectral import largest_singular_value, normalise_spectra
-from pipeline.spec import ConditionSpec, ConvBackboneSpec, GanSpec, GumbelSpec, MlpBackboneSpec, ResnetBackboneSpec
+from pipeline.spec import (
+    ConditionSpec,
+    ConvBackboneSpec,
+    GanSpec,
+    GumbelSpec,
+    MlpBackboneSpec,
+    RecurrentBackboneSpec,
+    ResnetBackboneSpec,
+)
 
 PICTURES = Layout("image", "signal", (1, 8, 8), "uint8", "bernoulli", labels=("cat", "dog"), label_counts=(3, 1))
 WAVES = Layout("audio", "signal", (1, 64), "int16", "gaussian", low=-1.0)
@@ -122,7 +130,7 @@ def test_every_layer_of_a_normalised_critic_is_1_lipschitz_whatever_its_weights(
     layers = [module for module in critic.modules() if isinstance(module, nn.Linear | nn.Conv2d | nn.Embedding)]
     assert len(layers) > 3
     for layer in layers:
-        assert float(torch.linalg.svdvals(layer.weight.flatten(1))[0]) == pytest.approx(1, abs=2e-3)
+        assert float(torch.linalg.svdvals(layer.weight.detach().flatten(1))[0]) == pytest.approx(1, abs=2e-3)
     assert not list(critic.buffers())
 
 
@@ -211,6 +219,29 @@ def test_straight_through_shows_one_hots_and_has_the_gradient_of_soft_ones() -> 
 def test_temperature_goes_geometrically() -> None:
     gumbel = GumbelSpec(temperature=4.0, final_temperature=0.25)
     assert [temperature_of(gumbel, progress) for progress in (0, 0.5, 1)] == pytest.approx([4.0, 1.0, 0.25])
+
+
+def test_a_writer_sees_what_the_critic_sees_of_every_token_before() -> None:
+    """Each token is fed back: another one at a place changes the logits of those behind it alone."""
+    torch.manual_seed(0)
+    layout = Layout("text", "tokens", (6,), "uint8", "categorical", vocabulary=4)
+    writer = Writer(2, RecurrentBackboneSpec(kind="recurrent", hidden_size=8, embedding_size=4), layout)
+
+    def written(token: int) -> tuple[list[Tensor], Tensor]:
+        seen: list[Tensor] = []
+
+        def one_hots(logits: Tensor) -> Tensor:
+            seen.append(logits)
+            chosen = token if len(seen) == 3 else 0
+            return torch.eye(4)[chosen].view(1, 4, 1)
+
+        return seen, writer(torch.ones(1, 2), one_hots)
+
+    (first, one), (second, other) = written(0), written(1)
+    assert [torch.equal(a, b) for a, b in zip(first, second, strict=True)] == [True] * 3 + [False] * 3
+    assert one.shape == (1, 4, 6)
+    assert one.argmax(1).tolist() == [[0] * 6]
+    assert other.argmax(1).tolist() == [[0, 0, 1, 0, 0, 0]]
 
 
 # --- the family -----------------------------------------------------------------------------------------------------
