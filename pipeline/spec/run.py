@@ -16,12 +16,13 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    WaveformCodecSpec,
     gives_label,
     gives_prompt,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
+from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -144,10 +145,10 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if isinstance(family, GanSpec):
+            mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if family.kind == "vae" and not tokens:
             mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
-        if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
@@ -244,3 +245,32 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSp
             f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )
+
+
+def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) -> Iterable[str]:
+    """What a GAN can be told that only some codecs and backbones have."""
+    sound = isinstance(codec, WaveformCodecSpec | LogMelCodecSpec)
+    critic = family.critic_backbone or backbone
+    if backbone.kind == "recurrent" and not tokens:
+        yield (
+            f"model.backbone.kind 'recurrent': a gan over data.codec.kind {codec.kind!r} needs 'conv', 'resnet' or "
+            "'mlp'"
+        )
+    elif critic.kind == "recurrent":
+        yield (
+            "model.family.critic_backbone: a recurrent generator needs a critic of another kind, such as "
+            "{kind: resnet, channels: [128, 128]}"
+        )
+    for name in family.augment:
+        if tokens or (name in ("shift", "gain", "time_mask")) != sound:
+            allowed = (
+                "none for tokens" if tokens else "shift, gain, time_mask" if sound else "colour, translation, cutout"
+            )
+            yield f"model.family.augment {name!r}: data.codec.kind {codec.kind!r} knows {allowed}; leave it out"
+    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and critic.kind in ("conv", "resnet")):
+        yield (
+            f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
+            "resnet backbone; set it to 0"
+        )
+    if family.gumbel is not None and not tokens:
+        yield f"model.family.gumbel: data.codec.kind {codec.kind!r} has no tokens to draw; leave it out"
