@@ -114,6 +114,8 @@ class Gathered:
     bundle: Bundle | None
     folder: Path | None
     """Where the bundle lies on this machine, if it does."""
+    warnings: list[dict[str, Any]] | None = None
+    """Of the training's health; None where none were recorded."""
 
 
 def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
@@ -225,7 +227,10 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
-    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded, folder)
+    # An empty object stands for a record that is not there; an empty list for no warning.
+    health = recorded("health.json")
+    warnings = health if isinstance(health, list) else None
+    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded, folder, warnings)
 
 
 def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
@@ -247,5 +252,6 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,
+        warnings=gathered.warnings,
         **shown,
     )

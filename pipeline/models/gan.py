@@ -25,6 +25,7 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
+from pipeline.models.signs import overfit_share, variety, win_share
 from pipeline.spec import GanSpec
 
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
@@ -131,6 +132,23 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         return {"wasserstein": float((sums["real_score"] - sums["fake_score"]) / sums["examples"])}
+
+    def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
+        """How varied generated examples are beside real ones, and what the critic's scores say; shares of 1."""
+        z = noise.normal(len(held_out), self.family.latent_size)
+        generated = self.generate(z)
+        fake = generated if self.layout.view == "signal" else generated.argmax(1)
+        (mean, nearest), (real_mean, real_nearest) = variety(fake), variety(held_out.x)
+        real_scores, fake_scores = self.score(self._real(held_out.x)), self.score(generated)
+        signs = {
+            "diversity_share": mean / real_mean,
+            "nearest_share": nearest / real_nearest,
+            "critic_win_share": win_share(real_scores, fake_scores),
+            "critic_overfit_share": overfit_share(self.score(self._real(seen.x)), real_scores, fake_scores),
+        }
+        if self.layout.view == "signal":
+            signs["contrast_share"] = fake.flatten(1).std(1).mean() / held_out.x.flatten(1).std(1).mean()
+        return signs
 
     @torch.no_grad()
     def decode(self, z: Tensor) -> Tensor:

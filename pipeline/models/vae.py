@@ -140,6 +140,16 @@ class VariationalAutoencoder(GenerativeModel):
             "active_units": float((variance > ACTIVE_VARIANCE).sum()),
         }
 
+    def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
+        """The KL in nats, how many units are active, and how far its annealing has come."""
+        mean, log_variance = self.encode(self.observe(held_out.x, noise))
+        warmup = self.family.kl_warmup
+        return {
+            "kl_nats": kl_to_standard_normal(mean, log_variance).sum(1).mean(),
+            "active_units": (mean.var(0) > ACTIVE_VARIANCE).sum(),
+            "kl_weight_share": torch.tensor(1.0 if warmup == 0 else min(1.0, progress / warmup)),
+        }
+
 
 class SignalVae(VariationalAutoencoder):
     """Bernoulli or Gaussian pixels (or samples) given z; the Gaussian has one learned variance."""

@@ -26,6 +26,7 @@ from pipeline.report.findings import (
     surprise_section,
     temperature_charts,
     verdict_section,
+    warnings_section,
 )
 from pipeline.report.latent_view import latent_section
 from pipeline.report.media import MOST_CHARACTERS, Media, data_uri
@@ -62,12 +63,14 @@ def build_report(
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
     surprise: Sequence[tuple[str, float | None]] | None = None,
+    warnings: Sequence[Mapping[str, Any]] | None = None,
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
 
     `history` rows are {"step": n, "train/loss": …}; `samples` raw examples (texts, uint8 `[H, W, C]`, float32
     `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total` if known. `surprise`
-    is tokens of a held-out text with their nats; `findings` says the form of the others. What `Scores` refused is told
+    is tokens of a held-out text with their nats, `warnings` those of the training's health, of which none is told too;
+    `findings` says the form of the others. What `Scores` refused is told
     with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
@@ -83,6 +86,7 @@ def build_report(
         headline=_headline(spec, history, scores, seconds),
         verdict=verdict_section(verdict),
         gate=gate_section(gate),
+        warnings=warnings_section(warnings),
         samples=samples_section(layout, samples, SAMPLE_BYTES),
         overview=_overview(overview_png) if not samples else None,
         nearest=nearest_section(nearest, layout, NEAREST_BYTES),

@@ -57,6 +57,7 @@ from pipeline.spec.evaluation import (
     NetworkInputSpec,
     TorchScriptExtractorSpec,
 )
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import (
     AnyBackboneSpec,
     AnyFamilySpec,
@@ -93,10 +94,12 @@ __all__ = [
     "CsvSource",
     "DataSpec",
     "DuplicatesSpec",
+    "EarlyStoppingSpec",
     "EvaluationSpec",
     "FieldSource",
     "FilesSource",
     "GanSpec",
+    "HealthSpec",
     "HuggingFaceSource",
     "ImageCleaningSpec",
     "ImageCodecSpec",

@@ -19,6 +19,7 @@ from pipeline.spec.data import (
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import ConvBackboneSpec, ModelSpec
 from pipeline.spec.release import ReleaseSpec
 
@@ -38,6 +39,9 @@ class TrainingSpec(Strict):
     `auto` does so where the processor or the GPU multiplies such numbers faster.
     `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
     training begins; its optimisers and schedule begin anew.
+    `health` says what happens when a training explodes, `early_stopping` when it ends before its limit. With either
+    `early_stopping` or `keep_best` the bundle gets the weights (averaged, where there is an average) of the validation
+    with the lowest objective, not the last ones; checkpoints go on from the last ones all the same.
     """
 
     steps: Count = 10_000
@@ -67,6 +71,9 @@ class TrainingSpec(Strict):
     validate_every: Count = 1000
     keep_checkpoints: Count = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
+    health: HealthSpec = HealthSpec()
+    early_stopping: EarlyStoppingSpec | None = None
+    keep_best: bool = False
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
@@ -127,6 +134,11 @@ class RunSpec(Strict):
             )
         if family.kind == "gan" and backbone.kind == "recurrent":
             mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv' or 'mlp'")
+        if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
+            mistakes.append(
+                "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
+                "critic's, by which no two steps compare; set training.steps, and evaluate its checkpoints"
+            )
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
