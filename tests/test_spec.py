@@ -87,7 +87,7 @@ def test_override_without_a_value_is_refused() -> None:
         (["data.split.kind=position"], "is for text"),
         (["training.num_workers=3"], "batch_size 128 is the global batch and must be a multiple of num_workers 3"),
         (["data.split.test=0.99"], "leave nothing to train on"),
-        (["model.backbone.kind=recurrent"], "a vae over data.codec.kind 'image' needs 'mlp' or 'conv'"),
+        (["model.backbone.kind=recurrent"], "a vae over data.codec.kind 'image' needs 'mlp', 'conv' or 'resnet'"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_with_the_way_out(overrides: list[str], message: str) -> None:

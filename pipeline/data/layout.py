@@ -30,6 +30,9 @@ class Layout:
 
     `continuous` tokens are windows cut from one stream: window i + 1 follows window i, so a recurrent state may
     be carried from one to the next and the target of a window's last token is the first of the next window.
+
+    `labels` are the training split's, sorted, each with its number of examples in `label_counts`; `prompts` its
+    commonest text prompts likewise, and `prompt_length` the tokens that each example's prompt has (0 without any).
     """
 
     modality: Modality
@@ -48,6 +51,10 @@ class Layout:
     high: float = 1.0
     sample_rate_hz: int | None = None
     labels: tuple[str, ...] = ()
+    label_counts: tuple[int, ...] = ()
+    prompts: tuple[str, ...] = ()
+    prompt_counts: tuple[int, ...] = ()
+    prompt_length: int = 0
 
     @property
     def length(self) -> int:
@@ -94,4 +101,5 @@ class Layout:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Layout:
-        return cls(**{**values, "shape": tuple(values["shape"]), "labels": tuple(values["labels"])})
+        lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list | tuple)}
+        return cls(**{**values, **lists})

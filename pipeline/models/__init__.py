@@ -27,6 +27,6 @@ def build_model(spec: RunSpec, layout: Layout) -> GenerativeModel:
     family = FAMILIES[spec.model.family.kind, layout.view]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(spec.seed, "initialisation"))
-        model: GenerativeModel = family(layout, spec.model.family, spec.model.backbone)
+        model: GenerativeModel = family(layout, spec.model.family, spec.model.backbone, spec.model.condition)
     model.importance_samples = spec.evaluation.nll_samples
     return model

@@ -1,47 +1,71 @@
 """Backbones: networks built from a layout, between a signal and a vector, or along a sequence of tokens.
 
 Plain PyTorch. `make_encoder` and `make_decoder` serve signals `[B, C, *space]`, in one or two dimensions;
-`Recurrent` serves tokens. None of them normalises over the batch, so that N workers equal one.
+`Recurrent` serves tokens; the residual networks are in `residual.py`. None of them normalises over the batch, so that N
+workers equal one.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pipeline.models.base import Noise
-from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec
+from pipeline.models.residual import ACTIVATIONS, ResnetDecoder, cut, levels_of, resnet_body
+from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, ResnetBackboneSpec
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
-    "relu": nn.ReLU,
-    "leaky_relu": lambda: nn.LeakyReLU(0.2),
-    "silu": nn.SiLU,
-    "gelu": nn.GELU,
-    "tanh": nn.Tanh,
-}
-
-SignalBackbone = MlpBackboneSpec | ConvBackboneSpec
+SignalBackbone = MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec
 
 
-def make_encoder(shape: Sequence[int], backbone: SignalBackbone, outputs: int) -> nn.Module:
-    """A network from a signal `[B, *shape]` to `[B, outputs]`."""
-    if isinstance(backbone, ConvBackboneSpec):
-        return ConvEncoder(shape, backbone, outputs)
-    return nn.Sequential(nn.Flatten(), _mlp([math.prod(shape), *backbone.hidden], outputs, backbone))
+class SignalEncoder(nn.Module):
+    """From a signal `[B, *shape]` to `[B, outputs]`: a body gives features, a linear head the outputs.
+
+    The head also sees the condition, where there is one, behind the features.
+    """
+
+    def __init__(self, body: nn.Module, num_features: int, outputs: int, condition_size: int) -> None:
+        super().__init__()
+        self.body, self.num_features = body, num_features
+        self.head = nn.Linear(num_features + condition_size, outputs)
+
+    def features(self, x: Tensor) -> Tensor:
+        """What the body sees in x, `[B, num_features]`."""
+        hidden: Tensor = self.body(x)
+        return hidden.flatten(1)
+
+    def forward(self, x: Tensor, condition: Tensor | None = None) -> Tensor:
+        features = self.features(x)
+        outputs: Tensor = self.head(features if condition is None else torch.cat([features, condition], dim=1))
+        return outputs
+
+
+def make_encoder(
+    shape: Sequence[int], backbone: SignalBackbone, outputs: int, condition_size: int = 0
+) -> SignalEncoder:
+    """A network from a signal `[B, *shape]`, and a condition `[B, condition_size]`, to `[B, outputs]`."""
+    if isinstance(backbone, MlpBackboneSpec):
+        body: nn.Module = nn.Sequential(nn.Flatten(), *_mlp([math.prod(shape), *backbone.hidden], backbone))
+        return SignalEncoder(body, backbone.hidden[-1], outputs, condition_size)
+    num_features = backbone.channels[-1] * math.prod(levels_of(shape[1:], backbone)[-1])
+    body = conv_body(shape, backbone) if isinstance(backbone, ConvBackboneSpec) else resnet_body(shape, backbone)
+    return SignalEncoder(body, num_features, outputs, condition_size)
 
 
 def make_decoder(inputs: int, backbone: SignalBackbone, shape: Sequence[int]) -> nn.Module:
-    """A network from a vector `[B, inputs]` to a signal `[B, *shape]`, unbounded."""
+    """A network from a vector `[B, inputs]` to a signal `[B, *shape]`, unbounded; a condition is part of the vector."""
     if isinstance(backbone, ConvBackboneSpec):
         return ConvDecoder(inputs, backbone, shape)
+    if isinstance(backbone, ResnetBackboneSpec):
+        return ResnetDecoder(inputs, backbone, shape)
     widths = [inputs, *reversed(backbone.hidden)]
-    return nn.Sequential(_mlp(widths, math.prod(shape), backbone), nn.Unflatten(1, tuple(shape)))
+    last = nn.Linear(widths[-1], math.prod(shape))
+    return nn.Sequential(*_mlp(widths, backbone), last, nn.Unflatten(1, tuple(shape)))
 
 
-def _mlp(widths: Sequence[int], outputs: int, backbone: MlpBackboneSpec) -> nn.Sequential:
+def _mlp(widths: Sequence[int], backbone: MlpBackboneSpec) -> list[nn.Module]:
     layers: list[nn.Module] = []
     for before, after in zip(widths[:-1], widths[1:], strict=True):
         layer: list[nn.Module] = [nn.Linear(before, after)]
@@ -49,7 +73,7 @@ def _mlp(widths: Sequence[int], outputs: int, backbone: MlpBackboneSpec) -> nn.S
             layer.append(nn.LayerNorm(after))
         layer.append(ACTIVATIONS[backbone.activation]())
         layers += [_Residual(*layer)] if backbone.residual and before == after else layer
-    return nn.Sequential(*layers, nn.Linear(widths[-1], outputs))
+    return layers
 
 
 class _Residual(nn.Sequential):
@@ -59,34 +83,15 @@ class _Residual(nn.Sequential):
         return x + super().forward(x)
 
 
-def _extents(space: Sequence[int], backbone: ConvBackboneSpec) -> list[tuple[int, ...]]:
-    """The extents of the signal and of every level, outermost first."""
-    levels = [tuple(space)]
-    for _ in backbone.channels:
-        levels.append(tuple(-(-extent // backbone.stride) for extent in levels[-1]))
-    return levels
-
-
-class ConvEncoder(nn.Module):
-    """Strided convolutions, one a level, then a linear layer: `[B, C, *space]` to `[B, outputs]`."""
-
-    def __init__(self, shape: Sequence[int], backbone: ConvBackboneSpec, outputs: int) -> None:
-        super().__init__()
-        convolution = nn.Conv1d if len(shape) == 2 else nn.Conv2d
-        widths = [shape[0], *backbone.channels]
-        layers: list[nn.Module] = []
-        for before, after in zip(widths[:-1], widths[1:], strict=True):
-            layers.append(
-                convolution(before, after, backbone.kernel, stride=backbone.stride, padding=backbone.kernel // 2)
-            )
-            layers.append(ACTIVATIONS[backbone.activation]())
-        self.levels = nn.Sequential(*layers)
-        inner = _extents(shape[1:], backbone)[-1]
-        self.head = nn.Linear(widths[-1] * math.prod(inner), outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        hidden: Tensor = self.levels(x)
-        return self.head(hidden.flatten(1))
+def conv_body(shape: Sequence[int], backbone: ConvBackboneSpec) -> nn.Sequential:
+    """Strided convolutions, one a level: `[B, C, *space]` to `[B, channels[-1], *inner]`."""
+    convolution = nn.Conv1d if len(shape) == 2 else nn.Conv2d
+    widths = [shape[0], *backbone.channels]
+    layers: list[nn.Module] = []
+    for before, after in zip(widths[:-1], widths[1:], strict=True):
+        layers.append(convolution(before, after, backbone.kernel, stride=backbone.stride, padding=backbone.kernel // 2))
+        layers.append(ACTIVATIONS[backbone.activation]())
+    return nn.Sequential(*layers)
 
 
 class ConvDecoder(nn.Module):
@@ -99,7 +104,7 @@ class ConvDecoder(nn.Module):
     def __init__(self, inputs: int, backbone: ConvBackboneSpec, shape: Sequence[int]) -> None:
         super().__init__()
         transposed = nn.ConvTranspose1d if len(shape) == 2 else nn.ConvTranspose2d
-        self.extents = _extents(shape[1:], backbone)
+        self.extents = levels_of(shape[1:], backbone)
         widths = [shape[0], *backbone.channels]
         self.stem = nn.Linear(inputs, widths[-1] * math.prod(self.extents[-1]))
         self.activation = ACTIVATIONS[backbone.activation]()
@@ -122,7 +127,7 @@ class ConvDecoder(nn.Module):
         hidden = self.stem(z).view(z.shape[0], -1, *self.extents[-1])
         for level, extent in zip(self.levels, reversed(self.extents[:-1]), strict=True):
             hidden = level(self.activation(hidden))
-            hidden = hidden[(..., *(slice(size) for size in extent))]
+            hidden = cut(hidden, extent)
         return hidden
 
 

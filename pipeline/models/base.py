@@ -39,12 +39,14 @@ class Batch:
 
     `x`: signals, floats `[B, C, *space]`; or tokens, int64 `[B, T]` (`[B, T + 1]` for continuous text, where the
     last token is the first of the next window). `label`: int64 `[B]`, -1 where unknown. `index`: int64 `[B]`,
-    the row of each example in its split.
+    the row of each example in its split. `prompt`: the tokens of each example's text prompt, int64 `[B, P]`, where the
+    set has prompts.
     """
 
     x: Tensor
     label: Tensor
     index: Tensor
+    prompt: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -110,13 +112,19 @@ class Output:
 
 @dataclass(frozen=True)
 class SamplingOptions:
-    """How to draw: `temperature` > 0, and for tokens nucleus and top-k cuts and an encoded prompt `[P]`."""
+    """How to draw: `temperature` > 0, and for tokens nucleus and top-k cuts and an encoded prompt that is continued.
+
+    A model with conditions is asked for a label (`asked_label`, one for all samples or one for each) and for what a
+    text prompt says (`asked_prompt`, its encoded tokens); what is not asked for is drawn as often as the corpus has it.
+    """
 
     temperature: float = 1.0
     top_k: int | None = None
     top_p: float | None = None
     prompt: tuple[int, ...] = ()
     length: int | None = None
+    asked_label: int | tuple[int, ...] | None = None
+    asked_prompt: tuple[int, ...] | None = None
 
 
 def full_precision(x: Tensor) -> Tensor:

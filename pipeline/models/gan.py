@@ -25,8 +25,9 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
+from pipeline.models.conditioning import NO_CONDITION
 from pipeline.models.signs import overfit_share, variety, win_share
-from pipeline.spec import GanSpec
+from pipeline.spec import ConditionSpec, GanSpec
 
 CriticLoss = Callable[[Tensor, Tensor], Tensor]
 GeneratorLoss = Callable[[Tensor], Tensor]
@@ -58,7 +59,9 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     averaged = ("generator.",)
 
-    def __init__(self, layout: Layout, family: GanSpec, backbone: SignalBackbone) -> None:
+    def __init__(
+        self, layout: Layout, family: GanSpec, backbone: SignalBackbone, condition: ConditionSpec = NO_CONDITION
+    ) -> None:
         super().__init__()
         self.layout, self.family = layout, family
         shape = layout.shape if layout.view == "signal" else (layout.vocabulary, layout.length)

@@ -26,7 +26,8 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
-from pipeline.spec import RecurrentBackboneSpec, RnnSpec
+from pipeline.models.conditioning import NO_CONDITION
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
 
 WARM_UP_TOKENS = 64
 """Tokens drawn and thrown away before a sample of continuous text that has no prompt and no documents: the
@@ -36,7 +37,13 @@ model never saw a beginning, so it is first brought into the middle of something
 class RecurrentLanguageModel(GenerativeModel):
     """p(x) = prod_t p(x_t | x_<t), each factor a softmax over the vocabulary."""
 
-    def __init__(self, layout: Layout, family: RnnSpec, backbone: RecurrentBackboneSpec) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        family: RnnSpec,
+        backbone: RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
+    ) -> None:
         super().__init__()
         self.layout = layout
         embedding_size = backbone.hidden_size if family.tied_embeddings else backbone.embedding_size

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.models.backbones import Carry, Recurrent, make_decoder, make_encoder
+from pipeline.models.backbones import Carry, Recurrent, SignalBackbone, make_decoder, make_encoder
 from pipeline.models.base import (
     Batch,
     GenerativeModel,
@@ -28,8 +28,9 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
+from pipeline.models.conditioning import NO_CONDITION
 from pipeline.models.rnn import draw
-from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, VaeSpec
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, VaeSpec
 
 ACTIVE_VARIANCE = 0.01
 """A latent unit is active when the variance over examples of its posterior mean is above this (Burda et al.
@@ -142,11 +143,11 @@ class VariationalAutoencoder(GenerativeModel):
 
     def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
         """The KL in nats, how many units are active, and how far its annealing has come."""
-        mean, log_variance = self.encode(self.observe(held_out.x, noise))
+        scores = self.summarise(self.evaluate(held_out, noise)[0])
         warmup = self.family.kl_warmup
         return {
-            "kl_nats": kl_to_standard_normal(mean, log_variance).sum(1).mean(),
-            "active_units": (mean.var(0) > ACTIVE_VARIANCE).sum(),
+            "kl_nats": torch.tensor(scores["kl_nats"]),
+            "active_units": torch.tensor(scores["active_units"]),
             "kl_weight_share": torch.tensor(1.0 if warmup == 0 else min(1.0, progress / warmup)),
         }
 
@@ -154,7 +155,9 @@ class VariationalAutoencoder(GenerativeModel):
 class SignalVae(VariationalAutoencoder):
     """Bernoulli or Gaussian pixels (or samples) given z; the Gaussian has one learned variance."""
 
-    def __init__(self, layout: Layout, family: VaeSpec, backbone: MlpBackboneSpec | ConvBackboneSpec) -> None:
+    def __init__(
+        self, layout: Layout, family: VaeSpec, backbone: SignalBackbone, condition: ConditionSpec = NO_CONDITION
+    ) -> None:
         super().__init__(layout, family)
         self.encoder = make_encoder(layout.shape, backbone, 2 * family.latent_size)
         self.decoder = make_decoder(family.latent_size, backbone, layout.shape)
@@ -206,7 +209,13 @@ class SignalVae(VariationalAutoencoder):
 class TokenVae(VariationalAutoencoder):
     """A recurrent encoder, and a recurrent decoder that sees z at every step (Bowman et al. 2016)."""
 
-    def __init__(self, layout: Layout, family: VaeSpec, backbone: RecurrentBackboneSpec) -> None:
+    def __init__(
+        self,
+        layout: Layout,
+        family: VaeSpec,
+        backbone: RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
+    ) -> None:
         super().__init__(layout, family)
         size, latent = backbone.embedding_size, family.latent_size
         # Two more rows than the vocabulary: the start of an example, and a word that was dropped.

@@ -403,6 +403,19 @@ AnyCodecSpec = Annotated[
 ]
 
 
+class PromptSpec(Strict):
+    """A text prompt a record, for models that are conditioned on one.
+
+    `of: label` takes the record's label, `of: source` what the source gives (`prompt_pattern`, `prompt_field`);
+    `words` says what is written for it (`{"7": seven}`), itself where it is not among them. A prompt is at most
+    `length` tokens of a codec of bytes, with the ones that begin and end it.
+    """
+
+    of: Literal["label", "source"] = "label"
+    words: dict[str, str] = Field(default_factory=dict)
+    length: Annotated[int, Field(ge=3)] = 32
+
+
 class DataSpec(Strict):
     """The corpus and how it is prepared.
 
@@ -417,6 +430,7 @@ class DataSpec(Strict):
     duplicates: DuplicatesSpec = DuplicatesSpec()
     split: SplitSpec = SplitSpec()
     codec: AnyCodecSpec
+    prompt: PromptSpec | None = None
     limit: Annotated[int | None, Field(ge=1)] = None
     max_quarantined: Annotated[float, Field(ge=0, le=1)] = 0.01
     max_record_megabytes: Count = 256

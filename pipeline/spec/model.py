@@ -92,6 +92,29 @@ class ConvBackboneSpec(Strict):
         return self
 
 
+class ResnetBackboneSpec(Strict):
+    """Residual blocks (He et al. 2016, identity mappings) in one or two dimensions: each width in `channels` is a level
+    of `blocks` blocks, and from each level to the next the signal shrinks by `stride`; back, it grows by repetition.
+
+    `norm: group` normalises the channels of an example in groups (Wu and He 2018); nothing is normalised over the
+    batch.
+    """
+
+    kind: Literal["resnet"]
+    channels: tuple[Count, ...] = (32, 64, 128)
+    blocks: Count = 1
+    kernel: Annotated[int, Field(ge=1)] = 3
+    stride: Annotated[int, Field(ge=2)] = 2
+    norm: Literal["none", "group"] = "none"
+    activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "silu"
+
+    @model_validator(mode="after")
+    def _odd_kernel(self) -> ResnetBackboneSpec:
+        if self.kernel % 2 == 0:
+            raise ValueError(f"kernel {self.kernel} must be odd, so that a convolution keeps the length")
+        return self
+
+
 class RecurrentBackboneSpec(Strict):
     """Stacked GRU or LSTM layers over embedded tokens."""
 
@@ -103,11 +126,27 @@ class RecurrentBackboneSpec(Strict):
     dropout: Share = 0.0
 
 
-AnyBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")]
+AnyBackboneSpec = Annotated[
+    MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")
+]
+
+
+class ConditionSpec(Strict):
+    """What a sample may be asked for, the same way in every family.
+
+    `on: [label]` is the record's class, `on: [prompt]` its text prompt (`data.prompt`), both may be given. Each becomes
+    a part of one vector of `size` numbers that the networks see beside the example or the noise. `dropout` is the
+    chance that an example's condition is hidden from them in training, so that they also learn what to do without.
+    """
+
+    on: tuple[Literal["label", "prompt"], ...] = ()
+    size: Count = 64
+    dropout: Share = 0.0
 
 
 class ModelSpec(Strict):
-    """Which generative model: a family's objective over a backbone."""
+    """Which generative model: a family's objective over a backbone, and what its samples may be asked for."""
 
     family: AnyFamilySpec
     backbone: AnyBackboneSpec
+    condition: ConditionSpec = ConditionSpec()

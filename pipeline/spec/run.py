@@ -20,7 +20,7 @@ from pipeline.spec.data import (
 )
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec
+from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -128,12 +128,12 @@ class RunSpec(Strict):
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
         if family.kind == "vae" and tokens != (backbone.kind == "recurrent"):
-            allowed = "'recurrent'" if tokens else "'mlp' or 'conv'"
+            allowed = "'recurrent'" if tokens else "'mlp', 'conv' or 'resnet'"
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
         if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv' or 'mlp'")
+            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
             mistakes.append(
                 "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
@@ -150,7 +150,14 @@ class RunSpec(Strict):
                 f"data.split.kind 'given': data.source.kind {self.data.source.kind!r} as written names no test "
                 "records (set test_pattern, split_field or the test array); or take 'hash'"
             )
-        if isinstance(backbone, ConvBackboneSpec) and not tokens:
+        if "prompt" in self.model.condition.on and self.data.prompt is None:
+            mistakes.append("model.condition.on has 'prompt': set data.prompt, which says what the prompts are")
+        if self.model.condition.on and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
+            mistakes.append(
+                "model.condition.on: windows of continuous text (data.codec.packing) have no label and no prompt of "
+                "their own; take 'documents'"
+            )
+        if isinstance(backbone, ConvBackboneSpec | ResnetBackboneSpec) and not tokens:
             mistakes.extend(_misfits_of_levels(codec, backbone))
         if mistakes:
             raise ValueError("\n".join(mistakes))
@@ -164,8 +171,8 @@ class RunSpec(Strict):
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
 
 
-def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec) -> Iterable[str]:
-    """A conv backbone divides by its stride once a level, rounding up: the signal must be large enough for that."""
+def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSpec) -> Iterable[str]:
+    """A backbone of levels divides by its stride once a level, rounding up: the signal must be large enough."""
     factor = backbone.stride ** (len(backbone.channels) - 1)
     if isinstance(codec, PictureCodecSpec):
         key, extents = "data.codec.size", list(codec.size)
@@ -176,6 +183,6 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec) -> Iterable[str]:
     if min(extents) <= factor:
         seen = extents if len(extents) > 1 else extents[0]
         yield (
-            f"{key} {seen}: too small for a conv backbone of {len(backbone.channels)} levels with stride "
+            f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )

@@ -1,0 +1,95 @@
+"""What the rows of the README's table share: train a conf without Ray Train, score it, print one line.
+
+A row is a module `row_*.py` beside this one; its conf is in `conf/benchmarks`. Preparation runs on a local Ray that has
+ended when training begins, so that the training has the machine to itself; threads are as many as this process may use.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.data.prepare import prepare
+from pipeline.data.prepared import Prepared
+from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.metric import Scores
+from pipeline.generation.sampling import Bundle, load_bundle, save_bundle
+from pipeline.progress import silent
+from pipeline.ray_session import ray_session
+from pipeline.spec import RunSpec, load_spec
+from pipeline.storage import open_store
+from pipeline.training.launch import train_in_process
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """A trained conf: its spec, set and bundle, and the steps and seconds of its training."""
+
+    spec: RunSpec
+    prepared: Prepared
+    folder: Path
+    steps: int
+    seconds: float
+
+    @property
+    def bundle(self) -> Bundle:
+        return load_bundle(self.folder)
+
+    def scores(self) -> Scores:
+        """Every score that fits the model, on the split that the spec names."""
+        return evaluate(self.spec, self.prepared, self.folder, silent)
+
+
+def options(description: str | None) -> argparse.ArgumentParser:
+    """What every row can be told: where the corpora and the storage are, the seed, other keys of the conf."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder with the real corpora")
+    parser.add_argument("--storage", type=Path, default=Path("storage"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
+    return parser
+
+
+def prepared_for(conf: str, storage: Path, overrides: Iterable[str] = ()) -> tuple[RunSpec, Prepared]:
+    """The spec in `conf/benchmarks` and its set, which is made when it is not in the storage."""
+    spec = load_spec(f"conf/benchmarks/{conf}.yaml", [f"storage={storage}", *overrides])
+    with ray_session():
+        return spec, prepare(spec, open_store(spec.storage), silent)
+
+
+def train(conf: str, storage: Path, overrides: Iterable[str] = ()) -> TrainedRow:
+    """Train `conf/benchmarks/CONF.yaml` anew in this process."""
+    spec, prepared = prepared_for(conf, storage, overrides)
+    if spec.training.threads_per_worker is None:
+        torch.set_num_threads(len(os.sched_getaffinity(0)))
+    store = open_store(spec.storage)
+    key = f"{spec.name}-{time.time_ns()}"
+    trained = train_in_process(spec, prepared, store, key, None, None, silent)
+    folder = Path(store.local_path("rows", key))
+    save_bundle(folder, spec, prepared.manifest.as_dict(), trained.weights)
+    return TrainedRow(spec, prepared, folder, trained.step, trained.seconds)
+
+
+def print_row(cell: str, corpus: str, target: str, met: bool, row: TrainedRow, **figures: Any) -> None:
+    """The row's one line of JSON: what was reached, beside what it is measured by."""
+    told = {
+        "cell": cell,
+        "corpus": corpus,
+        "target": target,
+        "met": met,
+        **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
+        "training_seconds": round(row.seconds),
+        "steps": row.steps,
+        "seed": row.spec.seed,
+        "threads": torch.get_num_threads(),
+        "processors": len(os.sched_getaffinity(0)),
+    }
+    print(json.dumps(told, ensure_ascii=False), flush=True)
