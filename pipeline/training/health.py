@@ -30,6 +30,8 @@ VARIETY_SHARE, CONTRAST_SHARE = 0.1, 0.05
 LAGGING_SHARE, MEMORISED_SHARE = 0.25, 0.6
 IN_A_ROW = 2
 """Validations (or reports) in a row in which a sign of a family must be bad."""
+EARLIEST = 0.25
+"""The share of the training before which signs of a family are not judged: all are bad when it begins."""
 PARTED_SHARE, PARTED_FOR = 0.02, 3
 """How far the held-out objective must be above its lowest, and for how many validations in a row."""
 
@@ -93,10 +95,18 @@ class Watch:
         return [note(self.course, kind, message, step) for kind, message in found]
 
     def validation(
-        self, step: int, objective: float, metrics: Mapping[str, float], signs: Mapping[str, float]
+        self,
+        step: int,
+        progress: float,
+        objective: float,
+        metrics: Mapping[str, float],
+        signs: Mapping[str, float],
     ) -> list[HealthWarning]:
-        """What holds of the held-out `objective` (lower is better), beside the means `train/…`, and of vital signs."""
-        found = [*self._parting(step, objective, metrics), *self._autoencoder(signs), *self._adversaries(signs)]
+        """What holds of the held-out `objective` (lower is better), beside the means `train/…`, and, after a quarter of
+        the training, of vital signs."""
+        found = [*self._parting(step, objective, metrics)]
+        if progress >= EARLIEST:
+            found += [*self._autoencoder(signs), *self._adversaries(signs)]
         self.course.remember("kl_weight_share", signs.get("kl_weight_share", 1.0), 1)
         return [note(self.course, kind, message, step) for kind, message in found]
 

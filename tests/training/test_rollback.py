@@ -11,7 +11,7 @@ import torch
 from pipeline.errors import NonFiniteLossError
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, read_state
-from pipeline.training.health import HealthWarning, warnings_of
+from pipeline.training.health import warnings_of
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
@@ -25,8 +25,8 @@ class Killed(BaseException):
 
 
 class PoisonedAt(Session):
-    """A session whose learning rate is a thousand times too high in one step: for the time that the course has its
-    first learning rate, so that a rollback mends it."""
+    """A session whose weights are multiplied after one step, while the learning rate is the first one: a rollback mends
+    it."""
 
     def __init__(self, spec: RunSpec, at: int, resume_from: Path | None = None, factor: float = 1e6) -> None:
         super().__init__(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
@@ -63,7 +63,7 @@ def rolling(kind: str = "vae-image", **changes: Any) -> RunSpec:
 
 
 def test_a_learning_rate_that_explodes_is_named() -> None:
-    spec = digits_spec("rnn", steps=4, lr=3.0, report_every=2)
+    spec = digits_spec("rnn", steps=2, lr=3.0, report_every=1)
     hooks = LocalHooks(spec)
     Session(spec, digits_prepared(spec, train=64, validation=20)).run(hooks)
     assert hooks.warnings[0].kind == "exploding_weights"
@@ -123,7 +123,7 @@ def test_the_way_back_is_gone_with_a_smaller_rate_and_the_same_batches() -> None
     steps = [number for number, _ in seen]
     again = steps.index(10, 11)
     assert steps[:again] == list(range(again)) and steps[again:] == list(range(10, 24))
-    assert {lr for _, lr in seen[:again]} == {1e-3} and {lr for _, lr in seen[again:]} == {pytest.approx(1e-4)}
+    assert [lr for _, lr in seen] == pytest.approx([1e-3] * again + [1e-4] * 14)
 
 
 def test_when_rollbacks_are_used_up_the_failure_says_how_often_it_went_back() -> None:
@@ -148,16 +148,8 @@ def test_when_rollbacks_are_used_up_the_failure_says_how_often_it_went_back() ->
 
 
 def test_what_is_not_to_be_rolled_back_is_only_named() -> None:
-    spec = rolling(health=ROLLBACK | {"rollback_on": ["non_finite"]})
+    spec = rolling("lanes", health=ROLLBACK | {"rollback_on": ["non_finite"]})
     session, hooks = PoisonedAt(spec, 12, factor=30.0), LocalHooks(spec)
     session.run(hooks)
     assert session.stepper.course.rollbacks == []
     assert "exploding_weights" in [warning.kind for warning in hooks.warnings]
-
-
-def test_every_rollback_is_said() -> None:
-    spec = rolling()
-    hooks = LocalHooks(spec)
-    PoisonedAt(spec, 12).run(hooks)
-    assert all(isinstance(warning, HealthWarning) for warning in hooks.warnings)
-    assert hooks.warnings[-1].in_words().startswith("Rolled back (rolled_back) at step 1")
