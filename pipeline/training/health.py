@@ -100,13 +100,14 @@ class Watch:
         progress: float,
         objective: float,
         metrics: Mapping[str, float],
+        scores: Mapping[str, float],
         signs: Mapping[str, float],
     ) -> list[HealthWarning]:
         """What holds of the held-out `objective` (lower is better), beside the means `train/…`, and, after a quarter of
-        the training, of vital signs."""
+        the training, of held-out scores and vital signs."""
         found = [*self._parting(step, objective, metrics)]
         if progress >= EARLIEST:
-            found += [*self._autoencoder(signs), *self._adversaries(signs)]
+            found += [*self._autoencoder({**scores, **signs}), *self._adversaries(signs)]
         self.course.remember("kl_weight_share", signs.get("kl_weight_share", 1.0), 1)
         return [note(self.course, kind, message, step) for kind, message in found]
 
@@ -189,7 +190,7 @@ class Watch:
     def _autoencoder(self, signs: Mapping[str, float]) -> Found:
         """Two validations in a row, after the KL's annealing, with less than 0.1 nats of KL or without a unit that is
         active (whose posterior mean varies over examples by more than 0.01: Burda et al. 2016, section 5.3)."""
-        if "kl_nats" not in signs or signs["kl_weight_share"] < 1:
+        if "kl_nats" not in signs or signs.get("kl_weight_share", 1.0) < 1:
             return
         kl, active = signs["kl_nats"], signs["active_units"]
         if self.course.in_a_row("collapsed", kl < COLLAPSED_NATS or active < 1) >= IN_A_ROW:

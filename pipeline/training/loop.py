@@ -179,7 +179,7 @@ def run_loop(
             scores, signs = validate(stepper, progress)
             objective = scores[stepper.model.objective()]
             note_objective(training, stepper, step, objective)
-            warnings += watch.validation(step, progress, objective, metrics, signs)
+            warnings += watch.validation(step, progress, objective, metrics, scores, signs)
             metrics |= {f"validation/{name}": value for name, value in scores.items()}
             metrics |= {f"health/{name}": value for name, value in signs.items()}
             ends = ends or should_stop(training, stepper.course)

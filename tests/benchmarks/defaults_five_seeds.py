@@ -3,7 +3,7 @@
     python -m tests.benchmarks.defaults_five_seeds [CONF ...] [--seeds 5] [--steps 100] [--storage storage]
 
 Prints one line of JSON a conf: of how many seeds all was finite, the losses at the end, and the warnings of health.
-Trains in this process on a built-in corpus, which is prepared first, on a local Ray that has ended when training begins.
+Trains in this process on a built-in corpus, prepared first, on a local Ray that has ended when training begins.
 Without CONF these are `conf/{text,image,audio}_{rnn,vae,gan}.yaml`, as many as there are.
 """
 

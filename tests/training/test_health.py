@@ -49,14 +49,15 @@ def test_a_decoder_that_ignores_z_is_a_posterior_collapse() -> None:
     (warning,) = hooks.warnings
     assert warning.kind == "posterior_collapse"
     assert "0 units are active" in warning.message
-    assert hooks.metrics["health/kl_nats"] < 0.1
+    assert hooks.metrics["validation/kl_nats"] < 0.1
 
 
 def test_no_collapse_is_named_while_the_kl_is_annealed() -> None:
     watch = Watch(Course())
     for share, expected in [(0.5, []), (0.9, []), (1.0, []), (1.0, ["posterior_collapse"])]:
-        signs = {"kl_nats": 0.01, "active_units": 0.0, "kl_weight_share": share}
-        assert [one.kind for one in watch.validation(1, 0.5, 100.0, {"train/loss": 1.0}, signs)] == expected
+        scores, signs = {"kl_nats": 0.01, "active_units": 0.0}, {"kl_weight_share": share}
+        found = watch.validation(1, 0.5, 100.0, {"train/loss": 1.0}, scores, signs)
+        assert [one.kind for one in found] == expected
 
 
 def test_a_generator_of_one_picture_is_a_mode_collapse() -> None:
