@@ -41,7 +41,9 @@ class Run:
 def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Outcome:
     """Score, judge, record, register and report the model in the folder `bundle`."""
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.metric import Scores
     from pipeline.generation.sampling import load_bundle
+    from pipeline.inheriting import facts_of, score_forgetting
     from pipeline.release.tracking import metric_history
     from pipeline.reporting import verdict_on
 
@@ -49,6 +51,9 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome = Outcome(run_id=run.run_id, prepared=run.prepared.key)
     with watch.stage("evaluate"):
         scores = evaluate(spec, run.prepared, bundle, progress)
+        if spec.training.init_from is not None:
+            forgotten = score_forgetting(spec, run.store, run.tracking.uri, run.key, bundle, progress)
+            scores = Scores(scores | forgotten, scores.refused | forgotten.refused)
     verdict = verdict_on(scores, spec.evaluation.split)
     outcome.metrics = {name: score.value for name, score in scores.items()}
     outcome.verdict = verdict.summary() if verdict else None
@@ -61,15 +66,15 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
     with watch.stage("report"):
         loaded = load_bundle(bundle)
-        samples, sheet = _record_samples(run, loaded)
+        samples, asked, sheet = _record_samples(run, loaded)
     gate: dict[str, Any] | None = None
     if spec.registry.name is not None:
         progress("register", 0, None, spec.registry.name)
         with watch.stage("register"):
             outcome.model_uri, outcome.model_version, gate = _register(run, bundle, scores, verdict)
     with watch.stage("report"):
-        found = {"gate": gate, "warnings": outcome.warnings}
-        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, sheet, found, watch)
+        found = {"gate": gate, "warnings": outcome.warnings, "inherited": facts_of(run.store, run.key) or None}
+        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, asked, sheet, found, watch)
     return outcome
 
 
@@ -102,12 +107,13 @@ def _record_health(run: Run) -> list[dict[str, Any]]:
     return warnings
 
 
-def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
-    """Draw samples and record them: pictures, texts or playable sound; the samples, and a picture of them."""
+def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], list[str], bytes | None]:
+    """Draw samples and record them: pictures, texts or playable sound; the samples, what each was asked for, and a
+    picture of them."""
     from pipeline.generation.sampling import overview
     from pipeline.reporting import draw_for_report
 
-    samples = draw_for_report(loaded)
+    samples, asked = draw_for_report(loaded)
     sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
     with tempfile.TemporaryDirectory() as folder:
         for number, sample in enumerate(samples[:16]):
@@ -115,7 +121,7 @@ def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
         if sheet is not None:
             Path(folder, "overview.png").write_bytes(sheet)
         run.recorder.log_folder(Path(folder), "samples")
-    return samples, sheet
+    return samples, asked, sheet
 
 
 def _register(
@@ -144,6 +150,7 @@ def _write_page(
     history: list[dict[str, float]],
     scores: Scores,
     samples: list[Any],
+    asked: list[str],
     sheet: bytes | None,
     found: dict[str, Any],
     watch: Stopwatch,
@@ -160,6 +167,7 @@ def _write_page(
         history=history,
         scores=scores,
         samples=samples,
+        asked=asked,
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions(),
