@@ -142,12 +142,12 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         generated = self.generate(z)
         fake = generated if self.layout.view == "signal" else generated.argmax(1)
         (mean, nearest), (real_mean, real_nearest) = variety(fake), variety(held_out.x)
-        real_scores, fake_scores = self.score(self._real(held_out.x)), self.score(generated)
+        seen_scores, fake_scores = self.score(self._real(seen.x)), self.score(generated)
         signs = {
             "diversity_share": mean / real_mean,
             "nearest_share": nearest / real_nearest,
-            "critic_win_share": win_share(real_scores, fake_scores),
-            "critic_overfit_share": overfit_share(self.score(self._real(seen.x)), real_scores, fake_scores),
+            "critic_win_share": win_share(seen_scores, fake_scores),
+            "critic_overfit_share": overfit_share(seen_scores, self.score(self._real(held_out.x)), fake_scores),
         }
         if self.layout.view == "signal":
             signs["contrast_share"] = fake.flatten(1).std(1).mean() / held_out.x.flatten(1).std(1).mean()

@@ -21,6 +21,8 @@ FEWEST = 5
 """Reports before a gradient norm is compared with their median; and reports in a row of a rising loss."""
 GRADIENT_FACTOR, WEIGHT_FACTOR = 30.0, 10.0
 """How many times the median a norm must be to explode."""
+LARGEST_FACTOR = 3.0
+"""And how many times the largest: a hinge loss's gradient is nothing while the critic tells all apart."""
 LOST_SHARE = 0.25
 """Of what the loss had gained since the first report, how much must be lost again."""
 VANISHED = 1e-5
@@ -113,7 +115,8 @@ class Watch:
 
     def _exploding(self, metrics: Mapping[str, float]) -> Found:
         """A gradient's norm (the mean since the last report) above 30 times the median of the last 20 reports, of which
-        there are 5; or the weights' norm above 10 times its median, the start counted as a report."""
+        there are 5, and 3 times the largest; or the weights' norm above 10 times its median and 3 times its largest,
+        the start counted as a report."""
         for ending, kind, factor, fewest in (
             (GRADIENT, "exploding_gradient", GRADIENT_FACTOR, FEWEST),
             (WEIGHTS, "exploding_weights", WEIGHT_FACTOR, 1),
@@ -123,7 +126,7 @@ class Watch:
                     continue
                 known = self.course.seen.get(name, [])
                 median = statistics.median(known) if known else 0.0
-                if len(known) >= fewest and value > factor * median > 0:
+                if len(known) >= fewest and median > 0 and value > max(factor * median, LARGEST_FACTOR * max(known)):
                     what = name.removeprefix("health/").replace("_", " ")
                     yield (
                         kind,
@@ -199,8 +202,8 @@ class Watch:
     def _adversaries(self, signs: Mapping[str, float]) -> Found:
         """Two validations in a row in which: examples from fixed noise have less than 5% of the contrast of real ones
         (blank); or, not blank, their mean distance, or the median distance to the nearest other, is below 10% of that
-        of real ones; the critic scores the real one higher in less than 25% of the pairs; or scores held-out examples
-        over 60% of the way from training examples to generated ones."""
+        of real ones; the critic scores a training example higher in less than 25% of the pairs; or it scores held-out
+        examples over 60% of the way from training examples to generated ones."""
         if "diversity_share" not in signs:
             return
         contrast = signs.get("contrast_share", 1.0)

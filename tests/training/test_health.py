@@ -84,11 +84,11 @@ def test_a_blank_generator_is_dead() -> None:
 
 
 def test_a_critic_of_few_examples_learns_them_by_heart() -> None:
-    spec = digits_spec("gan", steps=300, own={"loss": "non_saturating", "gradient_penalty": 0, "critic_steps": 5})
-    session = Session(spec, digits_prepared(spec, train=32))
+    spec = digits_spec("gan", steps=150, lr=2e-3, validate_every=25, own={"critic_steps": 3})
+    session = Session(spec, digits_prepared(spec, train=8))
     hooks = LocalHooks(spec)
     session.run(hooks)
-    assert "critic_overfitting" in kinds(hooks)
+    assert kinds(hooks) == ["critic_overfitting"]
 
 
 def test_scores_that_part_are_named() -> None:
@@ -113,10 +113,10 @@ def test_a_warning_is_said_once_and_counted() -> None:
 
 def test_a_gradient_is_compared_with_the_median_of_enough_reports() -> None:
     watch = Watch(Course())
-    norms = [1.0, 100.0, 1.2, 0.9, 1.1, 25.0, 40.0]
+    norms = [1.0, 100.0, 1.2, 0.9, 1.1, 40.0, 310.0]
     found = [watch.report(step, {"health/model_gradient_norm": norm}) for step, norm in enumerate(norms)]
     assert [len(one) for one in found] == [0] * 6 + [1]
-    assert found[-1][0].message.startswith("the model gradient norm is 40, over 30 times")
+    assert found[-1][0].message.startswith("the model gradient norm is 310, over 30 times")
 
 
 @given(st.lists(st.floats(0.9, 1.1), min_size=10, max_size=60))
