@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColu
 from rich.progress import Progress as Bars
 
 from pipeline.errors import AtelierError
+from pipeline.progress import WARNING
 
 LINE_EVERY_SECONDS = 5.0
 
@@ -49,6 +50,9 @@ class Terminal:
             self.bars.stop()
 
     def __call__(self, stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == WARNING:
+            self.show(f"{stage}  {note}")
+            return
         if self.live:
             if stage not in self.tasks:
                 for task in self.tasks.values():

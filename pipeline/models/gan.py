@@ -18,6 +18,7 @@ from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, S
 from pipeline.models.conditioning import NO_CONDITION, PROMPT_PAD, Asked
 from pipeline.models.critic import Critic
 from pipeline.models.generator import Generator
+from pipeline.models.signs import overfit_share, variety, win_share
 from pipeline.spec import ConditionSpec, GanSpec, RecurrentBackboneSpec
 
 
@@ -119,6 +120,24 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     def summarise(self, sums: Sums) -> dict[str, float]:
         return {"wasserstein": float((sums["real_score"] - sums["fake_score"]) / sums["examples"])}
+
+    def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
+        """How varied generated examples are beside real ones, and what the critic's scores say; shares of 1."""
+        asked, asked_seen = Asked(held_out.label, held_out.prompt), Asked(seen.label, seen.prompt)
+        generated = self.generator(noise.normal(len(held_out), self.family.latent_size), asked, noise, progress)
+        fake = generated if self.layout.view == "signal" else generated.argmax(1)
+        (mean, nearest), (real_mean, real_nearest) = variety(fake), variety(held_out.x)
+        seen_scores, fake_scores = self.critic(self._real(seen.x), asked_seen), self.critic(generated, asked)
+        held_out_scores = self.critic(self._real(held_out.x), asked)
+        signs = {
+            "diversity_share": mean / real_mean,
+            "nearest_share": nearest / real_nearest,
+            "critic_win_share": win_share(seen_scores, fake_scores),
+            "critic_overfit_share": overfit_share(seen_scores, held_out_scores, fake_scores),
+        }
+        if self.layout.view == "signal":
+            signs["contrast_share"] = fake.flatten(1).std(1).mean() / held_out.x.flatten(1).std(1).mean()
+        return signs
 
     @torch.no_grad()
     def decode(self, z: Tensor, asked: Asked | None = None) -> Tensor:

@@ -59,6 +59,7 @@ from pipeline.spec.evaluation import (
     NetworkInputSpec,
     TorchScriptExtractorSpec,
 )
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import (
     AnyBackboneSpec,
     AnyFamilySpec,
@@ -101,11 +102,13 @@ __all__ = [
     "CsvSource",
     "DataSpec",
     "DuplicatesSpec",
+    "EarlyStoppingSpec",
     "EvaluationSpec",
     "FieldSource",
     "FilesSource",
     "GanSpec",
     "GumbelSpec",
+    "HealthSpec",
     "HuggingFaceSource",
     "ImageCleaningSpec",
     "ImageCodecSpec",

@@ -22,6 +22,7 @@ from pipeline.spec.data import (
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
@@ -55,6 +56,9 @@ class TrainingSpec(Strict):
     `init_from` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder, a checkpoint's folder) with
     whose weights the training begins, as far as they fit; its optimisers and schedule begin anew. `transfer` says which
     parameters then train when, and how fast.
+    `health` says what happens when a training explodes, `early_stopping` when it ends before its limit. With either
+    `early_stopping` or `keep_best` the bundle gets the weights (averaged, where there is an average) of the validation
+    with the lowest objective, not the last ones; checkpoints go on from the last ones all the same.
     """
 
     steps: Count = 10_000
@@ -85,6 +89,9 @@ class TrainingSpec(Strict):
     validate_every: Count = 1000
     keep_checkpoints: Count = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
+    health: HealthSpec = HealthSpec()
+    early_stopping: EarlyStoppingSpec | None = None
+    keep_best: bool = False
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
@@ -149,6 +156,11 @@ class RunSpec(Strict):
             mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if family.kind == "vae" and not tokens:
             mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
+        if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
+            mistakes.append(
+                "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
+                "critic's, by which no two steps compare; set training.steps, and evaluate its checkpoints"
+            )
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
