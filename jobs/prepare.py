@@ -30,11 +30,14 @@ def prepare(
         from pipeline.data.difference import difference
         from pipeline.data.prepared import open_prepared
         from pipeline.storage import open_store
-        from pipeline.workflow import prepare_job
+        from pipeline.workflow import EXAMPLES, prepare_job
 
         prepared, watch = prepare_job(spec, terminal, address)
         manifest = prepared.manifest
         terminal.show(card_text(manifest.as_dict()))
+        seen = prepared.store.path(EXAMPLES) if prepared.store.exists(EXAMPLES) else None
+        if seen is not None:
+            terminal.show(f"{'examples':<20} {seen}")
         changed = None
         if diff is not None:
             changed = difference(open_prepared(open_store(spec.storage), diff), prepared)
@@ -46,6 +49,7 @@ def prepare(
                 "folder": prepared.store.uri,
                 "splits": splits,
                 "report": manifest.report,
+                "examples": seen,
                 "diff": changed,
                 "seconds": watch.with_total(),
             },

@@ -66,6 +66,7 @@ def verdict_on(scores: Mapping[str, Score], split: str) -> Verdict | None:
 def looked_into(loaded: Bundle, prepared: Prepared, folder: Path | None, scores: Mapping[str, Score]) -> dict[str, Any]:
     """What a page shows of a model beside its scores, as keyword arguments of `build_report`. `folder` is the bundle's;
     without it no sample is drawn again to stand beside the training example that it is like."""
+    from pipeline.data.examples import training_examples
     from pipeline.evaluation.closest import closest_pairs
     from pipeline.evaluation.definitions import DEFINITIONS
     from pipeline.evaluation.surprise import can_tell_surprise, held_out_passage, surprise
@@ -85,6 +86,7 @@ def looked_into(loaded: Bundle, prepared: Prepared, folder: Path | None, scores:
         tokens, skip = held_out_passage(prepared.load_split(split), loaded.layout)
         told = [(one.piece, one.nats) for one in surprise(loaded.model, loaded.codec, loaded.layout, tokens, skip)]
     return {
+        "examples": training_examples(prepared),
         "latent": look_into_latents(loaded, prepared),
         "verdict": verdict.as_dict() if verdict else None,
         "nearest": closest_pairs(loaded.spec, prepared, folder, scores) or None if folder is not None else None,

@@ -50,6 +50,9 @@ NOT_IDENTITY: Any = {
 }
 """Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""
 
+EXAMPLES = "examples.png"
+"""In the folder of a prepared set: what its examples look like."""
+
 Result = TypeVar("Result")
 
 
@@ -112,7 +115,22 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
         with watch.stage("prepare"):
             hashing.result()
             prepared = prepare(spec, store, progress, corpus)
+        with watch.stage("examples"):
+            _show_examples(prepared)
     return prepared, watch
+
+
+def _show_examples(prepared: Prepared) -> None:
+    """Put a picture of training examples beside the set: pictures, or sounds as waveform and spectrogram."""
+    from pipeline.data.examples import training_examples
+    from pipeline.generation.sampling import overview
+
+    layout = prepared.layout
+    if layout.modality == "text" or prepared.store.exists(EXAMPLES):
+        return
+    sheet = overview(training_examples(prepared), layout.modality, layout.sample_rate_hz)
+    if sheet is not None:
+        prepared.store.write_bytes(sheet, EXAMPLES)
 
 
 def train_job(

@@ -33,7 +33,7 @@ from pipeline.report.rendering import FAMILIES, MODALITIES, duration, plain, ren
 from pipeline.spec import RunSpec
 
 MOST_SAMPLES = {"image": 64, "audio": 12, "text": 6}
-SAMPLE_BYTES, LATENT_BYTES, NEAREST_BYTES = 5_000_000, 6_000_000, 2_500_000
+SAMPLE_BYTES, LATENT_BYTES, NEAREST_BYTES, EXAMPLE_BYTES = 5_000_000, 6_000_000, 2_500_000, 1_000_000
 MOST_BYTES = 16_000_000
 """A page is smaller than this whatever it is given: media have the allowances above, charts and tokens their numbers,
 and what is left out is said where it would stand. A usual page has some hundred kilobytes."""
@@ -56,6 +56,7 @@ def build_report(
     seconds: Mapping[str, float],
     versions: Mapping[str, Any],
     created: datetime | None = None,
+    examples: Sequence[Any] = (),
     latent: LatentView | None = None,
     verdict: Mapping[str, Any] | None = None,
     gate: Mapping[str, Any] | None = None,
@@ -65,10 +66,11 @@ def build_report(
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
 
-    `history` rows are {"step": n, "train/loss": …}; `samples` raw examples (texts, uint8 `[H, W, C]`, float32
-    `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total` if known. `surprise`
-    is tokens of a held-out text with their nats; `findings` says the form of the others. What `Scores` refused is told
-    with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot be written.
+    `history` rows are {"step": n, "train/loss": …}; `samples`, and `examples` of the corpus, are raw (texts, uint8
+    `[H, W, C]`, float32 `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total`
+    if known. `surprise` is tokens of a held-out text with their nats; `findings` says the form of the others. What
+    `Scores` refused is told with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot
+    be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
     layout = facts["layout"]
@@ -95,6 +97,7 @@ def build_report(
         card=data_card(facts),
         labels=label_bars(facts),
         splits=split_rows(facts),
+        examples=samples_section(layout, examples, EXAMPLE_BYTES),
         quarantined=facts["report"].get("quarantined", [])[:10],
         stages=_stages(seconds),
         total=_total(seconds),

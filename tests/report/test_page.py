@@ -52,6 +52,17 @@ def test_page_is_well_formed_and_fetches_nothing(modality):
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_the_data_card_shows_examples_of_the_corpus(modality):
+    title = "Examples of the training split"
+    assert title not in page(modality)
+    html = page(modality, samples=[], examples=SAMPLES[modality])
+    card = html[html.index('<section id="data">') :]
+    assert title in card
+    shown = {"text": "a time &lt;b&gt;", "image": "data:image/png;base64,", "audio": "data:audio/wav;base64,"}
+    assert shown[modality] in card
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
 def test_equal_runs_give_equal_pages(modality):
     assert page(modality, **everything(modality)) == page(modality, **everything(modality))
 
