@@ -17,7 +17,8 @@ def generate(
     count: Annotated[int, typer.Option(help="How many samples.")] = 16,
     seed: Annotated[int, typer.Option(help="The same seed gives the same files.")] = 0,
     out: Annotated[Path, typer.Option(help="The folder to write to.")] = Path("samples"),
-    prompt: Annotated[str | None, typer.Option(help="A beginning that text continues.")] = None,
+    prompt: Annotated[str | None, typer.Option(help="What the samples are to say, or a beginning of texts.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Of which class; several are given in turn.")] = None,
     length: Annotated[int | None, typer.Option(help="Tokens of each text after the prompt.")] = None,
     temperature: Annotated[float, typer.Option(help="Below 1 safer, above 1 more varied.")] = 1.0,
     top_k: Annotated[int | None, typer.Option(help="Draw among the k likeliest tokens.")] = None,
@@ -35,7 +36,7 @@ def generate(
 
         options = SamplingOptions(temperature, top_k, top_p, length=length)
         uri = resolve_uri(open_store(storage or "storage"))
-        provenance = draw_files(model_uri, count, seed, out, options, uri, prompt, progress=terminal)
+        provenance = draw_files(model_uri, count, seed, out, options, uri, prompt, label or (), progress=terminal)
         names = ("model_uri", "model_version", "run_id", "seed", "count", "prepared")
         return json.dumps({**{n: provenance[n] for n in names}, "out": str(out)}, ensure_ascii=False)
 

@@ -41,7 +41,9 @@ class Run:
 def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Outcome:
     """Score, judge, record, register and report the model in the folder `bundle`."""
     from pipeline.evaluation.evaluate import evaluate
+    from pipeline.evaluation.metric import Scores
     from pipeline.generation.sampling import load_bundle
+    from pipeline.inheriting import score_forgetting
     from pipeline.release.tracking import metric_history
     from pipeline.reporting import verdict_on
 
@@ -49,6 +51,9 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome = Outcome(run_id=run.run_id, prepared=run.prepared.key)
     with watch.stage("evaluate"):
         scores = evaluate(spec, run.prepared, bundle, progress)
+        if spec.training.init_from is not None:
+            forgotten = score_forgetting(spec, run.store, run.tracking.uri, run.key, bundle, progress)
+            scores = Scores(scores | forgotten, scores.refused | forgotten.refused)
     verdict = verdict_on(scores, spec.evaluation.split)
     outcome.metrics = {name: score.value for name, score in scores.items()}
     outcome.verdict = verdict.summary() if verdict else None
@@ -60,14 +65,14 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome.examples_per_second = round(sorted(speeds)[len(speeds) // 2], 1) if speeds else None
     with watch.stage("report"):
         loaded = load_bundle(bundle)
-        samples, sheet = _record_samples(run, loaded)
+        samples, asked, sheet = _record_samples(run, loaded)
     gate: dict[str, Any] | None = None
     if spec.registry.name is not None:
         progress("register", 0, None, spec.registry.name)
         with watch.stage("register"):
             outcome.model_uri, outcome.model_version, gate = _register(run, bundle, scores, verdict)
     with watch.stage("report"):
-        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, sheet, gate, watch)
+        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, asked, sheet, gate, watch)
     return outcome
 
 
@@ -89,12 +94,13 @@ def _record_scores(run: Run, scores: Scores, verdict: Verdict | None) -> None:
             recorder.log_bytes(kept.read_bytes("extractors", name), f"extractors/{name}")
 
 
-def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
-    """Draw samples and record them: pictures, texts or playable sound; the samples, and a picture of them."""
+def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], list[str], bytes | None]:
+    """Draw samples and record them: pictures, texts or playable sound; the samples, what each was asked for, and a
+    picture of them."""
     from pipeline.generation.sampling import overview
     from pipeline.reporting import draw_for_report
 
-    samples = draw_for_report(loaded)
+    samples, asked = draw_for_report(loaded)
     sheet = overview(samples, loaded.layout.modality, loaded.layout.sample_rate_hz)
     with tempfile.TemporaryDirectory() as folder:
         for number, sample in enumerate(samples[:16]):
@@ -102,7 +108,7 @@ def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], bytes | None]:
         if sheet is not None:
             Path(folder, "overview.png").write_bytes(sheet)
         run.recorder.log_folder(Path(folder), "samples")
-    return samples, sheet
+    return samples, asked, sheet
 
 
 def _register(
@@ -131,11 +137,13 @@ def _write_page(
     history: list[dict[str, float]],
     scores: Scores,
     samples: list[Any],
+    asked: list[str],
     sheet: bytes | None,
     gate: dict[str, Any] | None,
     watch: Stopwatch,
 ) -> str:
     """Write the run's page; where it is."""
+    from pipeline.inheriting import facts_of
     from pipeline.release.tracking import versions
     from pipeline.report.page import build_report
     from pipeline.reporting import looked_into
@@ -147,10 +155,12 @@ def _write_page(
         history=history,
         scores=scores,
         samples=samples,
+        asked=asked,
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions(),
         gate=gate,
+        inherited=facts_of(run.store, run.key) or None,
         **looked_into(loaded, run.prepared, bundle, scores),
     )
     run.store.write_bytes(page.encode(), "runs", run.key, "report.html")

@@ -49,7 +49,7 @@ class ComparisonError(AtelierError):
     exit_code = 2
 
 
-class WarmStartError(AtelierError):
+class TransferError(AtelierError):
     """The weights that a training should begin with do not fit its model, or were changed."""
 
     exit_code = 2

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -32,6 +33,19 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
+class PlainLoader(yaml.SafeLoader):
+    """Safe YAML in which nothing but true and false is a truth, as in YAML 1.2: 1.1 reads the key `on` as true, the
+    value `off` as false and Norway's `no` too."""
+
+
+BOOLEAN = "tag:yaml.org,2002:bool"
+PlainLoader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != BOOLEAN]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+PlainLoader.add_implicit_resolver(BOOLEAN, re.compile("^(?:true|True|TRUE|false|False|FALSE)$"), list("tTfF"))
+
+
 def read_tree(path: str | Path, what: str = "spec") -> dict[str, Any]:
     """The mapping in the YAML file `path`. Raises: SpecError when there is none."""
     path = Path(path)
@@ -42,7 +56,7 @@ def read_tree(path: str | Path, what: str = "spec") -> dict[str, Any]:
     except (OSError, UnicodeDecodeError) as error:
         raise SpecError(f"{path}: the {what} cannot be read: {error}") from None
     try:
-        tree = yaml.safe_load(text)
+        tree = yaml.load(text, PlainLoader)
     except yaml.YAMLError as error:
         raise SpecError(f"{path}: not valid YAML: {error}") from None
     if not isinstance(tree, dict):
@@ -92,7 +106,7 @@ def apply_overrides(tree: Mapping[str, Any], overrides: Iterable[str]) -> dict[s
 def parse_value(text: str) -> Any:
     """A value as people type it: YAML, with 3e-4 a number."""
     try:
-        value = yaml.safe_load(text)
+        value = yaml.load(text, PlainLoader)
     except yaml.YAMLError:
         return text
     if isinstance(value, str):
@@ -105,10 +119,11 @@ def parse_value(text: str) -> Any:
 
 
 def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one level of dotted keys; lists stay values."""
+    """Nested mappings as one level of dotted keys; lists stay values, and so do mappings whose keys are no names, as
+    patterns are."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and all(str(name).isidentifier() for name in value):
             flat.update(flatten(value, f"{prefix}{key}."))
         else:
             flat[f"{prefix}{key}"] = value

@@ -35,13 +35,20 @@ NUM_SAMPLES_RECURRENT = 8
 BUNDLE_DONE = "checksums.json"
 
 
-def draw_for_report(loaded: Bundle) -> list[Any]:
-    """The samples that a run records and its report shows, a function of the bundle alone."""
+def draw_for_report(loaded: Bundle) -> tuple[list[Any], list[str]]:
+    """The samples that a run records and its report shows, and what each was asked for in words (nothing of a model
+    without conditions): a function of the bundle alone. Labels and prompts take turns."""
+    from pipeline.generation.asking import Takes, in_turn, with_wishes
     from pipeline.generation.sampling import SamplingOptions, draw
 
-    recurrent = loaded.spec.model.family.kind == "rnn"
-    options = SamplingOptions(length=512 if recurrent and loaded.layout.continuous else None)
-    return draw(loaded, NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES, loaded.spec.seed, options)
+    spec, layout = loaded.spec, loaded.layout
+    recurrent = spec.model.family.kind == "rnn"
+    count = NUM_SAMPLES_RECURRENT if recurrent else NUM_SAMPLES
+    options = SamplingOptions(length=512 if recurrent and layout.continuous else None)
+    if not Takes.of(spec, layout):
+        return draw(loaded, count, spec.seed, options), []
+    wishes = in_turn(spec, layout, count)
+    return draw(loaded, count, spec.seed, with_wishes(layout, wishes, options)), [wish.in_words() for wish in wishes]
 
 
 def look_into_latents(loaded: Bundle, prepared: Prepared) -> LatentView | None:
@@ -116,6 +123,8 @@ class Gathered:
     bundle: Bundle | None
     folder: Path | None
     """Where the bundle lies on this machine, if it does."""
+    inherited: dict[str, Any]
+    """What it took over from the model that it began with; empty for one that began with new weights."""
 
 
 def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
@@ -180,6 +189,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
     from pipeline.data.prepared import find_prepared
     from pipeline.evaluation.metric import Score
     from pipeline.generation.sampling import load_bundle
+    from pipeline.inheriting import FACTS as INHERITED
     from pipeline.release.registry import fetch
     from pipeline.release.tracking import metric_history, read_artifact, read_run
     from pipeline.report.comparison import RunFacts
@@ -216,6 +226,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
             )
         spec, manifest = make_spec(state["spec"], where=place.label), prepared.manifest.as_dict()
     outcome = state.get("outcome", {})
+    samples, asked = draw_for_report(loaded) if loaded is not None else ([], [])
     facts = RunFacts(
         label=place.label,
         spec=spec,
@@ -223,11 +234,13 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         layout=manifest["layout"],
         history=metric_history(tracking_uri, place.run_id) if place.run_id else [],
         scores={key: Score.from_dict(value) for key, value in recorded("scores.json").items()},
-        samples=draw_for_report(loaded) if loaded is not None else [],
+        samples=samples,
+        asked=asked,
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
-    return Gathered(facts, manifest, recorded("versions.json"), run.ended if run else None, loaded, folder)
+    ended = run.ended if run else None
+    return Gathered(facts, manifest, recorded("versions.json"), ended, loaded, folder, recorded(INHERITED))
 
 
 def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
@@ -246,8 +259,10 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         history=facts.history,
         scores=facts.scores,
         samples=facts.samples,
+        asked=facts.asked,
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,
+        inherited=gathered.inherited or None,
         **shown,
     )

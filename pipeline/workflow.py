@@ -19,7 +19,7 @@ from pipeline.errors import AtelierError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import flatten
-from pipeline.spec import RunSpec
+from pipeline.spec import RunSpec, TransferSpec
 from pipeline.storage import Store, open_store
 
 if TYPE_CHECKING:
@@ -215,7 +215,8 @@ def _train_and_after(
         known = read_state(store, key).get("run_id")
         run_id = start_or_continue_run(tracking, spec.name, key, key, {**ours, **tags}, known)
     recorder = RunRecorder(tracking.uri, run_id)
-    store.write_json({"status": "running", "run_id": run_id, "spec": spec.as_dict()}, "runs", key, "run.json")
+    state = {"status": "running", "run_id": run_id, "spec": spec.as_dict(), "prepared": prepared.key}
+    store.write_json(state, "runs", key, "run.json")
     try:
         outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch)
     except AtelierError as error:
@@ -230,8 +231,7 @@ def _train_and_after(
         raise
     recorder.finish("FINISHED")
     outcome.seconds = watch.with_total()
-    finished = {"status": "finished", "run_id": run_id, "spec": spec.as_dict(), "outcome": vars(outcome)}
-    store.write_json(finished, "runs", key, "run.json")
+    store.write_json({**state, "status": "finished", "outcome": vars(outcome)}, "runs", key, "run.json")
     return outcome
 
 
@@ -256,7 +256,7 @@ def _stages(
     with tempfile.TemporaryDirectory() as temporary:
         bundle = folder.local_path() if store.is_local else Path(temporary, "bundle")
         if not folder.exists("checksums.json"):
-            _train(spec, store, prepared, tracking, run_id, key, bundle, progress, watch)
+            _train(spec, store, prepared, tracking, run_id, key, bundle, recorder, progress, watch)
             if not store.is_local:
                 _copy_folder(bundle, folder)
         elif not store.is_local:
@@ -286,41 +286,27 @@ def _train(
     run_id: str,
     key: str,
     bundle: Path,
+    recorder: RunRecorder,
     progress: Progress,
     watch: Stopwatch,
 ) -> None:
     from pipeline.generation.sampling import save_bundle
+    from pipeline.inheriting import take_over
+    from pipeline.models import build_model
+    from pipeline.training.freezing import Freezing
     from pipeline.training.launch import train_in_process, train_with_ray
 
     launch = train_in_process if spec.training.num_workers == 0 else train_with_ray
     begun = time.time()
-    warm = _warm_weights(spec, store, tracking.uri, run_id)
-    trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress, warm_weights=warm)
+    initial = take_over(spec, store, prepared, tracking.uri, key, recorder, progress)
+    if spec.training.transfer != TransferSpec():
+        Freezing(build_model(spec, prepared.layout), spec.training.transfer)  # its mistakes are found here
+    trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress, initial_weights=initial)
     first_step_at = trained.first_step_at or begun
     watch.add("launch", first_step_at - begun)
     watch.add("to_first_step", first_step_at - watch.started)
     watch.add("train", time.time() - first_step_at)
     save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
-
-
-def _warm_weights(spec: RunSpec, store: Store, tracking_uri: str, run_id: str) -> str | None:
-    """The weights that training begins with, put where every worker reads them; None for new ones.
-
-    The run keeps which version they were of, since an alias in the spec may name another one tomorrow.
-    """
-    if spec.training.warm_start is None:
-        return None
-    from pipeline.generation.sampling import WEIGHTS, read_checked
-    from pipeline.release.recorder import RunRecorder
-    from pipeline.release.registry import download, find
-    from pipeline.training.warm import keep_weights
-
-    with tempfile.TemporaryDirectory() as temporary:
-        found = find(spec.training.warm_start, tracking_uri)
-        bundle = download(found, tracking_uri, Path(temporary))
-        read_checked(bundle)
-        RunRecorder(tracking_uri, run_id).log_tags({"atelier.warm_start": found.model_uri})
-        return keep_weights(store, bundle / WEIGHTS)
 
 
 def _copy_folder(folder: Path, store: Store) -> None:

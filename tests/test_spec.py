@@ -88,12 +88,37 @@ def test_override_without_a_value_is_refused() -> None:
         (["training.num_workers=3"], "batch_size 128 is the global batch and must be a multiple of num_workers 3"),
         (["data.split.test=0.99"], "leave nothing to train on"),
         (["model.backbone.kind=recurrent"], "a vae over data.codec.kind 'image' needs 'mlp', 'conv' or 'resnet'"),
+        (["model.condition.on=[prompt]"], "data.prompt does not say what the prompts are"),
+        (["data.prompt.of=source"], "data.source.kind 'builtin' as written gives none: set data.source.prompt_pattern"),
+        (["model.condition.on=[label]", "data.source={kind: npz, path: x, train_labels: null}"], "set label_from"),
+        (
+            ["data.prompt.of=label", "data.source={kind: files, path: x}"],
+            "data.prompt.of 'label', and data.source.kind",
+        ),
+        (["model.condition.on=[label,prompt]", "data.prompt.of=label"], "makes them say the same"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_with_the_way_out(overrides: list[str], message: str) -> None:
     with pytest.raises(SpecError) as raised:
         load_spec("conf/image_vae.yaml", overrides)
     assert message in str(raised.value)
+
+
+def test_windows_of_text_are_asked_for_nothing() -> None:
+    source = "data.source={kind: files, path: x, label_from: folder}"
+    with pytest.raises(SpecError, match="have no label and no prompt of their own; take 'documents'"):
+        load_spec("conf/text_rnn.yaml", [source, "model.condition.on=[label]"])
+    with pytest.raises(SpecError, match=r"data\.prompt: windows of continuous text"):
+        load_spec("conf/text_rnn.yaml", [source, "data.prompt.of=label"])
+
+
+def test_only_true_and_false_are_truths(tmp_path: Path) -> None:
+    text = Path("conf/image_vae.yaml").read_text()
+    path = tmp_path / "conf.yaml"
+    path.write_text(text.replace("\ntraining:", "\n  condition: {on: [label]}\n\ntraining:\n  use_gpu: false"))
+    spec = load_spec(path, ["data.duplicates.near=off", "registry.name=no"])
+    assert spec.model.condition.on == ("label",) and spec.training.use_gpu is False
+    assert spec.data.duplicates.near == "off" and spec.registry.name == "no"
 
 
 def test_spec_is_frozen() -> None:

@@ -17,7 +17,8 @@ SPECS: TypeAdapter[Any] = TypeAdapter(AnyCodecSpec)
 PACKINGS = ("windows", "documents")
 ROLES = ["<|user|>", "<|system|>"]
 CODEC_SPECS: list[dict[str, Any]] = [
-    *({"kind": kind, "packing": packing, "length": 24} for kind in ("bytes", "characters") for packing in PACKINGS),
+    *({"kind": kind, "packing": packing, "length": 24} for kind in ("bytes", "characters", "words")
+      for packing in PACKINGS),
     *({"kind": kind, "packing": packing, "length": 24, "vocabulary_size": 300} for kind in ("bpe", "unigram")
       for packing in PACKINGS),
     {"kind": "bpe", "length": 24, "vocabulary_size": 300, "special_tokens": ROLES},

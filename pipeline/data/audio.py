@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +36,9 @@ class SoundCodec(ABC):
 
     def fit(self, raws: Iterable[np.ndarray]) -> None:  # noqa: B027
         """Sound has nothing to learn: the scales are fixed."""
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        return ()
 
     def count_unknown(self, raw: np.ndarray) -> int:
         return 0
@@ -148,6 +151,10 @@ class MuLawCodec(SoundCodec):
         samples, mu = self._fitted(raw), self.levels - 1
         compressed = np.sign(samples) * np.log1p(mu * np.abs(samples)) / np.log1p(mu)
         return np.floor((compressed + 1) / 2 * mu + 0.5).astype(np.uint8)
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        """The number of levels and the level: what a level stands for depends on both."""
+        return tuple((self.levels, level) for level in range(self.levels))
 
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Integers `[T]` as float32 `[T]` in [-1, 1]."""

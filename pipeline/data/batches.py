@@ -54,6 +54,7 @@ class ShuffledBatches:
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.home = home_of(arrays.x, self.device)
         self.x, self.label = arrays.x.to(self.home), arrays.label.to(self.home)
+        self.prompt = None if arrays.prompt is None else arrays.prompt.to(self.home)
 
     def rows(self, number: int) -> np.ndarray:
         """The rows of the `number`-th global batch, int64 `[batch_size]`."""
@@ -68,7 +69,10 @@ class ShuffledBatches:
         at_home = to_device(index, self.home)
         # `index_select` copies a row at a time: 10 times as fast as indexing, which copies numbers.
         x, label = (to_device(values.index_select(0, at_home), self.device) for values in (self.x, self.label))
-        return Batch(self.layout.to_model(x), label, to_device(index, self.device))
+        prompt = None
+        if self.prompt is not None:
+            prompt = to_device(self.prompt.index_select(0, at_home), self.device).long()
+        return Batch(self.layout.to_model(x), label, to_device(index, self.device), prompt)
 
     def close(self) -> None:
         """Nothing runs in the background."""

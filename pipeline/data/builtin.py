@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.resources
 import platform
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pydoc_data.topics import topics
@@ -56,6 +57,20 @@ def _pydoc() -> Iterator[Item]:
         yield topics[topic], None
 
 
+def _sentences() -> Iterator[Item]:
+    """The whole sentences of 4 to 24 words in the prose of those topics, each a text, once, in their order."""
+    seen: set[str] = set()
+    for topic in sorted(topics):
+        for paragraph in re.split(r"\n[ \t]*\n", topics[topic]):
+            if "::=" in paragraph or ">>>" in paragraph or "***" in paragraph or "===" in paragraph:
+                continue  # grammar, sessions, headings and tables
+            for sentence in re.split(r"(?<=[.!?])\s+(?=[A-Z])", " ".join(paragraph.split())):
+                whole = re.match(r"[A-Z].*\.$", sentence) and 4 <= len(sentence.split()) <= 24
+                if whole and sentence not in seen:
+                    seen.add(sentence)
+                    yield sentence, None
+
+
 def _plucked() -> Iterator[Item]:
     """Notes of one second, float32 `[8000]`, labelled by pitch: Karplus and Strong (1983), their delay line tuned by
     linear interpolation. Variants differ in the burst of noise, its brightness, where and how hard the string is
@@ -95,6 +110,13 @@ BUILTINS: dict[str, Builtin] = {
         count=len(topics),
         version=lambda: f"python {platform.python_version()} pydoc topics",
         items=_pydoc,
+    ),
+    "sentences": Builtin(
+        modality="text",
+        licence="PSF License 2.0 (Python's documentation)",
+        count=sum(1 for _ in _sentences()),
+        version=lambda: f"python {platform.python_version()} pydoc topics, sentences 1",
+        items=_sentences,
     ),
     "plucked": Builtin(
         modality="audio",

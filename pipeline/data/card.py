@@ -236,6 +236,10 @@ def card_lines(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     labels = manifest["splits"]["train"]["labels"]
     if labels:
         yield from _lines("labels (train)", list(labels.items())[:20])
+    if prompts := manifest["splits"]["train"].get("prompts"):
+        cut = f", {prompts['cut']:,} of them cut to data.prompt.length" if prompts["cut"] else ""
+        yield "prompts (train)", f"{prompts['given']:,}, {prompts['distinct']:,} different{cut}"
+        yield from _lines("", list(zip(layout["prompts"], layout["prompt_counts"], strict=True))[:20])
 
 
 def report_lines(report: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -6,7 +6,7 @@ decodes. A codec's fitted state is JSON and travels in the manifest, the checkpo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ from pipeline.data.layout import Layout, Modality
 from pipeline.data.log_mel import LogMelCodec
 from pipeline.data.subwords import BpeCodec, UnigramCodec
 from pipeline.data.text import BytesCodec, CharactersCodec, TextCodec
+from pipeline.data.words import WordsCodec
 from pipeline.errors import CodecError
 from pipeline.spec import AnyCodecSpec
 
@@ -74,8 +75,12 @@ class Codec(Protocol):
     def restore(self, state: dict[str, Any]) -> None:
         """Take over what `state` gave."""
 
+    def meanings(self) -> tuple[Hashable, ...]:
+        """What each token stands for, by its identifier: tokens of one meaning are the same in any two codecs of a
+        modality, whatever their identifiers. Empty where examples are signals."""
+
     def count_unknown(self, raw: Any) -> int:
-        """How many symbols of `raw` the codec cannot tell from each other (0 for all but characters)."""
+        """How many symbols of `raw` the codec cannot tell from each other (0 for all but characters and words)."""
 
     def to_bytes(self, raw: Any) -> bytes:
         """`raw` as the contents of a file with `extension`; the same raw, the same bytes."""
@@ -84,6 +89,7 @@ class Codec(Protocol):
 CODECS: dict[str, Callable[[Any], Codec]] = {
     "bytes": BytesCodec,
     "characters": CharactersCodec,
+    "words": WordsCodec,
     "bpe": BpeCodec,
     "unigram": UnigramCodec,
     "image": ImageCodec,

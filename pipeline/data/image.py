@@ -8,7 +8,8 @@ from __future__ import annotations
 import hashlib
 import io
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from fractions import Fraction
 from typing import Any, ClassVar
 
 import numpy as np
@@ -32,6 +33,9 @@ class PictureCodec(ABC):
 
     def fit(self, raws: Iterable[np.ndarray]) -> None:  # noqa: B027
         """Pictures have nothing to learn."""
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        return ()
 
     def count_unknown(self, raw: np.ndarray) -> int:
         return 0
@@ -160,6 +164,10 @@ class RasterCodec(PictureCodec):
         """uint8 `[H, W, C]` as uint8 tokens `[H * W * C]`."""
         steps = np.rint(self.shape(raw)[0].reshape(-1).astype(np.float32) * ((self.levels - 1) / 255))
         return steps.astype(np.uint8)
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        """The grey of each level, from 0 to 1."""
+        return tuple(Fraction(level, self.levels - 1) for level in range(self.levels))
 
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Integers `[H * W * C]` as uint8 `[H, W, C]`."""

@@ -1,7 +1,8 @@
 """The manifest of a prepared set: what it is, what is in it, and how to know that it is whole.
 
 prepared/<key>/train-00000.parquet …  id, origin, label: string, x: one example's bytes in the stored type, in C order
-                                      (dtype and shape are in the column's metadata)
+                                      (dtype and shape are in the column's metadata); with `data.prompt` also prompt:
+                                      its tokens likewise
 prepared/<key>/records.parquet        record: uint64, split: string (null where quarantined or dropped)
 prepared/<key>/manifest.json
 """
@@ -25,13 +26,15 @@ SPLITS = ("train", "validation", "test")
 FOLDER = "prepared"
 MANIFEST = "manifest.json"
 RECORDS = "records.parquet"
+PROMPT_KEYS = ("prompt_pattern", "prompt_field")
 
 
 @dataclass(frozen=True)
 class Manifest:
     """What a prepared set is, of JSON types throughout.
 
-    `corpus`: fingerprint, licence, source and `records` (file, count, sha256; sets made by hand may have none);
+    `corpus`: fingerprint, licence, source, `prompt` where the spec has one, and `records` (file, count, sha256; sets
+    made by hand may have none);
     `cleaning`, `duplicates`, `split`: how, as in the spec; `codec`: the fitted codec's state; `splits`: for each
     split its `rows` (examples), `records`, `characters` and `utf8_bytes` (text), `tail_tokens` (what a continuous
     stream leaves after its last whole window), `labels` (counts) and `shards` (file, rows, group_rows of each
@@ -90,8 +93,10 @@ def prepared_key(spec: RunSpec, corpus: Corpus) -> str:
     Raises: CorpusError when a list that the cleaning names cannot be read.
     """
     lists = read_lists(spec.data.cleaning)
-    data = spec.data.model_dump(mode="json", exclude={*spec.data.NOT_CONTENT})
-    data["source"].pop("path", None)
+    data = spec.data.model_dump(mode="json", exclude={*spec.data.NOT_CONTENT, "source", "prompt"})
+    data["source"] = _source(spec)
+    if spec.data.prompt is not None:
+        data["prompt"] = _prompt(spec, lists)
     data["cleaning"] = _cleaning(spec, corpus.modality, lists) | {"opt_out": lists.opt_out.digest}
     return _hashed({"format": FORMAT_VERSION, "corpus": corpus.fingerprint(), "data": data})
 
@@ -103,11 +108,9 @@ def reading_key(spec: RunSpec, corpus: Corpus, codec: Codec, lists: Lists) -> st
     either, as parts that it concerns are found and read again.
     """
     data = spec.data
-    source = data.source.model_dump(mode="json")
-    source.pop("path", None)
     tree = {
         "format": FORMAT_VERSION,
-        "source": source,
+        "source": _source(spec),
         "modality": corpus.modality,
         "codec": None if codec.needs_fit else codec.state(),
         "cleaning": _cleaning(spec, corpus.modality, lists),
@@ -115,7 +118,22 @@ def reading_key(spec: RunSpec, corpus: Corpus, codec: Codec, lists: Lists) -> st
         "position": data.split.model_dump(mode="json") if data.split.kind == "position" else None,
         "max_record_megabytes": data.max_record_megabytes,
     }
+    if data.prompt is not None:
+        tree["prompt"] = _prompt(spec, lists)
     return _hashed(tree)
+
+
+def _source(spec: RunSpec) -> dict[str, Any]:
+    """The source wherever it lies. What prompts are made of is left out where there are none, so that a set without
+    them keeps the key that it had before there were any."""
+    source: dict[str, Any] = spec.data.source.model_dump(mode="json", exclude={"path"})
+    return {key: value for key, value in source.items() if value is not None or key not in PROMPT_KEYS}
+
+
+def _prompt(spec: RunSpec, lists: Lists) -> dict[str, Any]:
+    """What a prompt is, and how it is cleaned: as texts are, whatever the modality."""
+    assert spec.data.prompt is not None
+    return spec.data.prompt.model_dump(mode="json") | {"cleaning": _cleaning(spec, "text", lists)}
 
 
 def _cleaning(spec: RunSpec, modality: Modality, lists: Lists) -> dict[str, Any]:

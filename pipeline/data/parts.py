@@ -47,7 +47,7 @@ PART_SCHEMA = pa.schema(
         ("content", pa.uint64()),  # the hash of what is left of it after cleaning and shaping
         ("group", pa.uint64()),  # the hash of the group's name, 0 for none
         ("given", pa.int8()),  # the split that the source gives, as a place in SPLITS, or -1
-        *((name, pa.string()) for name in ("origin", "label", "error", "dropped", "detail")),
+        *((name, pa.string()) for name in ("origin", "label", "prompt", "error", "dropped", "detail")),
         *((name, pa.string()) for name in ("changed", "personal", "facts")),
         ("width", pa.int32()),
         ("height", pa.int32()),
@@ -180,7 +180,7 @@ def _write(store: Store, file: str, rows: Iterable[Row], schema: pa.Schema) -> i
 
 
 COMPRESSION = "lz4"
-_REPEATED = ["label", "error", "dropped", "detail", "changed", "personal", "facts"]
+_REPEATED = ["label", "prompt", "error", "dropped", "detail", "changed", "personal", "facts"]
 
 
 def _tables(rows: Iterable[Row], schema: pa.Schema) -> Iterator[pa.Table]:

@@ -13,7 +13,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -29,6 +29,7 @@ from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, FORMAT_VERSION, MANIFEST, SPLITS, Manifest, prepared_key, reading_key
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
 from pipeline.data.prepared import Prepared, Records, find_prepared
+from pipeline.data.prompts import PROMPTS_KEPT, is_cut
 from pipeline.data.records import Corpus, Unit
 from pipeline.data.selection import Rows, Selection, load_rows, put_numbers, select, stale_parts
 from pipeline.data.shards import rows_per_shard
@@ -49,8 +50,25 @@ def prepare(spec: RunSpec, store: Store, progress: Progress = silent, corpus: Co
     """The prepared set of `spec` in `store`: found if it is there and whole, else made.
 
     `corpus`: the spec's, where the caller has opened it already. Raises: CorpusError, CodecError, PreparedDataError,
-    StorageError; there is no manifest then.
+    StorageError; there is no manifest then, but where the set is whole and has not what the model is asked for.
     """
+    prepared = _found_or_made(spec, store, progress, corpus)
+    check_conditions(spec, prepared.layout)
+    return prepared
+
+
+def check_conditions(spec: RunSpec, layout: Layout) -> None:
+    """Raises: CorpusError when the model is asked for labels or prompts that no training example has."""
+    where = getattr(spec.data.source, "path", getattr(spec.data.source, "name", ""))
+    for name, known in (("label", layout.labels), ("prompt", layout.prompts)):
+        if name in spec.model.condition.on and not known:
+            raise CorpusError(
+                f"{where}: model.condition.on has {name!r}, and no training example has a {name}; change the keys of "
+                f"data.source that say what a {name} is, or take {name!r} out"
+            )
+
+
+def _found_or_made(spec: RunSpec, store: Store, progress: Progress, corpus: Corpus | None) -> Prepared:
     progress("prepare", 0, None, "reading the corpus's fingerprint")
     codec = make_codec(spec.data.codec)
     corpus = corpus or open_corpus(spec.data.source, codec.modality)
@@ -120,6 +138,7 @@ class _Preparation:
                 "fingerprint": self.corpus.fingerprint(),
                 "licence": self.corpus.licence,
                 "source": data.source.model_dump(mode="json"),
+                **({} if data.prompt is None else {"prompt": data.prompt.model_dump(mode="json")}),
                 "records": records.save(self.folder),
             },
             cleaning=data.cleaning.model_dump(mode="json"),
@@ -259,8 +278,11 @@ class _Preparation:
             self.progress("prepare", done, len(kept), "encoding")
 
     def _cut(self, selection: Selection) -> tuple[Layout, dict[str, dict[str, Any]]]:
-        """Write the shards; the layout with the training split's labels, and the manifest's entries."""
-        layout, data = self.codec.layout(), self.spec.data
+        """Write the shards; the layout with the training split's labels and prompts, and the manifest's entries."""
+        data = self.spec.data
+        layout = self.codec.layout()
+        if data.prompt is not None and not layout.continuous:
+            layout = replace(layout, prompt_length=data.prompt.length)
         self.folder.make_dir()
         size = rows_per_shard(layout, data.shard_megabytes)
         items = [item for split in SPLITS for item in plan_shards(selection, split, layout, size)]
@@ -270,17 +292,32 @@ class _Preparation:
         for done, answer in enumerate(spread(items, stage), start=1):
             answers[answer["split"]].append(answer)
             self.progress("prepare", done, len(items), "writing shards")
-        entries = {split: self._entry(selection, split, answers[split]) for split in SPLITS}
+        prompts = {split: _counted(answers[split], "prompts") for split in SPLITS}
+        entries = {split: self._entry(selection, split, answers[split], prompts[split]) for split in SPLITS}
         for name in dict.fromkeys(("train", self.spec.evaluation.split)):
             self._check_filled(name, entries[name], selection)
-        return self.codec.layout(tuple(sorted(entries["train"]["labels"]))), entries
+        labels = entries["train"]["labels"]
+        commonest = sorted(prompts["train"].items(), key=lambda one: (-one[1], one[0]))[:PROMPTS_KEPT]
+        layout = replace(
+            layout,
+            labels=tuple(labels),
+            label_counts=tuple(labels.values()),
+            prompts=tuple(text for text, _ in commonest),
+            prompt_counts=tuple(count for _, count in commonest),
+        )
+        return layout, entries
 
-    def _entry(self, selection: Selection, split: str, answers: list[dict[str, Any]]) -> dict[str, Any]:
+    def _entry(
+        self, selection: Selection, split: str, answers: list[dict[str, Any]], prompts: Counter[str]
+    ) -> dict[str, Any]:
         answers.sort(key=lambda answer: answer["number"])
         chosen, numbers = selection.chosen(split), selection.rows.numbers
-        labels: Counter[str] = Counter()
-        for answer in answers:
-            labels.update(json.loads(answer["labels"]))
+        length = 0 if self.spec.data.prompt is None else self.spec.data.prompt.length
+        told = {
+            "given": prompts.total(),
+            "distinct": len(prompts),
+            "cut": sum(count for text, count in prompts.items() if is_cut(text, length)),
+        }
         shards = [shard for answer in answers if (shard := json.loads(answer["shard"])) is not None]
         return {
             "shards": shards,
@@ -289,7 +326,8 @@ class _Preparation:
             "characters": int(numbers["characters"][chosen].sum()),
             "utf8_bytes": int(numbers["utf8_bytes"][chosen].sum()),
             "tail_tokens": json.loads(answers[-1]["tail"]) if answers else [],
-            "labels": dict(sorted(labels.items())),
+            "labels": dict(sorted(_counted(answers, "labels").items())),
+            **({"prompts": told} if length else {}),
         }
 
     def _check_filled(self, name: str, entry: dict[str, Any], selection: Selection) -> None:
@@ -312,6 +350,14 @@ class _Preparation:
         value = call()
         self.seconds[name] = time.monotonic() - start
         return value
+
+
+def _counted(answers: list[dict[str, Any]], name: str) -> Counter[str]:
+    """The counts that the shards of a split give under `name`, added up."""
+    counts: Counter[str] = Counter()
+    for answer in answers:
+        counts.update(json.loads(answer[name]))
+    return counts
 
 
 def _pairs(answer: dict[str, Any]) -> np.ndarray:

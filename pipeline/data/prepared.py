@@ -21,6 +21,7 @@ from torch import Tensor
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, MANIFEST, RECORDS, SPLITS, Manifest
+from pipeline.data.prompts import LOADED_DTYPE
 from pipeline.data.shard_reader import ShardReader
 from pipeline.errors import PreparedDataError
 from pipeline.progress import Progress, silent
@@ -33,12 +34,14 @@ VERIFY_THREADS = 4
 @dataclass
 class SplitArrays:
     """A split in memory: `x` `[N, *shape]` of the stored type (uint16 widened to int32), `label` int64 `[N]` (-1
-    unknown), `ids` of N strings, and `tail`, the tokens `[< length]` after the last whole window (or empty)."""
+    unknown), `ids` of N strings, `tail`, the tokens `[< length]` after the last whole window (or empty), and `prompt`,
+    tokens int16 `[N, P]`, where the set has prompts."""
 
     x: Tensor
     label: Tensor
     ids: Sequence[Any]
     tail: Tensor
+    prompt: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -122,6 +125,7 @@ class Prepared:
         rows = max_rows if cut and max_rows is not None else entry["rows"]
         x = np.empty((rows, *layout.shape), layout.loaded_dtype)
         label = np.empty(rows, np.int64)
+        prompt = np.empty((rows, layout.prompt_length), LOADED_DTYPE) if layout.prompt_length else None
         ids: list[pa.Array] = []
         row = 0
         for shard in self.shards(name):
@@ -131,6 +135,8 @@ class Prepared:
                 taken = slice(0, min(len(examples.x), rows - row))
                 stop = row + taken.stop
                 x[row:stop], label[row:stop] = examples.x[taken], examples.label[taken]
+                if prompt is not None and examples.prompt is not None:
+                    prompt[row:stop] = examples.prompt[taken]
                 assert examples.ids is not None
                 ids.extend(examples.ids[taken].chunks)
                 row = stop
@@ -140,7 +146,13 @@ class Prepared:
                 f"delete {self.store.uri} and run 'atelier prepare' again"
             )
         tail = torch.tensor([] if cut else entry["tail_tokens"], dtype=torch.int64)
-        return SplitArrays(torch.from_numpy(x), torch.from_numpy(label), pa.chunked_array(ids, pa.string()), tail)
+        return SplitArrays(
+            torch.from_numpy(x),
+            torch.from_numpy(label),
+            pa.chunked_array(ids, pa.string()),
+            tail,
+            None if prompt is None else torch.from_numpy(prompt),
+        )
 
     def load_rows(self, name: str, rows: Tensor) -> Tensor:
         """The examples `[N, *shape]` of the rows int64 `[N]`, ascending, of a split; reads only the row groups that

@@ -30,11 +30,11 @@ Known = Collection[tuple[str, str]]
 class Record(TypedDict):
     """One raw record.
 
-    `id`: 16 hexadecimal digits of the sha256 of the content; `origin`: the path inside the corpus, with `#member`
-    or `:line`; `payload`: a file's bytes, a text, or an array (uint8 pictures `[H, W]` or `[H, W, C]`, float32 sound
-    `[T]` at `rate` hertz); `split` (`train`, `validation` or `test`) and `group`: where the source says so; `error`:
-    why there is no payload; `facts`: what was found out in reading, such as the `encoding`. Sorted by `name` (of the
-    source's file) and `index` (in it), records are in the corpus's order.
+    `id`: 16 hexadecimal digits of the sha256 of the content; `origin`: the path inside the corpus, with `#member` or
+    `:line`; `payload`: a file's bytes, a text, or an array (uint8 pictures `[H, W]` or `[H, W, C]`, float32 sound `[T]`
+    at `rate` hertz); `split` (`train`, `validation` or `test`) and `group`: where the source says so; `error`: why
+    there is no payload; `prompt`: the text prompt that the source gives; `facts`: what was found out in reading, such
+    as the `encoding`. Sorted by `name` (of the source's file) and `index` (in it), records are in the corpus's order.
     """
 
     id: str
@@ -45,6 +45,7 @@ class Record(TypedDict):
     rate: int | None
     error: str | None
     group: str | None
+    prompt: str | None
     facts: dict[str, Any]
     name: str
     index: int
@@ -58,6 +59,7 @@ def make_record(
     rate: int | None = None,
     error: str | None = None,
     group: str | None = None,
+    prompt: str | None = None,
     facts: dict[str, Any] | None = None,
     name: str | None = None,
     index: int = 0,
@@ -71,6 +73,7 @@ def make_record(
         "rate": rate,
         "error": error,
         "group": group,
+        "prompt": prompt,
         "facts": dict(facts or {}),
         "name": origin if name is None else name,
         "index": index,

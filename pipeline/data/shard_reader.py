@@ -6,6 +6,7 @@ Pure functions of files, in whichever process or thread needs them; no file stay
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.layout import Layout
+from pipeline.data.prompts import LOADED_DTYPE, STORED_DTYPE
 from pipeline.errors import PreparedDataError
 from pipeline.storage import Store
 
@@ -24,10 +26,11 @@ from pipeline.storage import Store
 @dataclass(frozen=True)
 class Examples:
     """Rows of a shard: `x` `[N, *shape]` of the stored type, read-only; `label` int64 `[N]`, -1 for none or one that
-    training never saw; `ids`, N strings, where they were asked for."""
+    training never saw; `prompt` int16 `[N, P]` where the set has prompts; `ids`, N strings, where asked for."""
 
     x: np.ndarray
     label: np.ndarray
+    prompt: np.ndarray | None = None
     ids: pa.ChunkedArray | None = None
 
 
@@ -59,7 +62,7 @@ class ShardReader:
 
         When `verify`, also raises when the bytes have changed.
         """
-        columns = ["label", "x", "id"] if with_ids else ["label", "x"]
+        columns = ["label", "x"] + ["prompt"] * bool(self.layout.prompt_length) + ["id"] * with_ids
         with self._explained(), self.store.filesystem.open_input_file(self.where) as stream:
             self._check_size(stream.size())
             data = stream.read_buffer()
@@ -78,7 +81,7 @@ class ShardReader:
             with _open(stream, self._footer) as file:
                 self._check_rows(file.metadata)
                 self._footer = file.metadata
-                return self._array(file.read_row_group(number, columns=["x"], use_threads=False)["x"])
+                return self._x_of(file.read_row_group(number, columns=["x"], use_threads=False))
 
     def check_bytes(self, piece_bytes: int = 2**20) -> None:
         """Read the file piece by piece and also raise when its bytes have changed."""
@@ -100,21 +103,32 @@ class ShardReader:
             label = np.asarray(pc.fill_null(places, -1).to_numpy(), np.int64)
         else:
             label = np.full(table.num_rows, -1, np.int64)
-        return Examples(self._array(table["x"]), label, table["id"] if "id" in table.column_names else None)
+        ids = table["id"] if "id" in table.column_names else None
+        return Examples(self._x_of(table), label, self._prompt_of(table), ids)
 
-    def _array(self, column: pa.ChunkedArray) -> np.ndarray:
-        if column.type != pa.binary(self.layout.example_bytes) or column.null_count:
+    def _x_of(self, table: pa.Table) -> np.ndarray:
+        layout = self.layout
+        return self._array(table, "x", layout.stored_dtype, layout.shape)
+
+    def _prompt_of(self, table: pa.Table) -> np.ndarray | None:
+        length = self.layout.prompt_length
+        return self._array(table, "prompt", STORED_DTYPE, (length,)).astype(LOADED_DTYPE) if length else None
+
+    def _array(self, table: pa.Table, name: str, stored_dtype: str, shape: tuple[int, ...]) -> np.ndarray:
+        """A column of values of fixed size, as `[N, *shape]`."""
+        column, dtype = table[name], np.dtype(stored_dtype)
+        width = math.prod(shape) * dtype.itemsize
+        if column.type != pa.binary(width) or column.null_count:
             raise self._error(
-                f"its examples are of type {column.type}, the manifest's layout has {self.layout.example_bytes} bytes"
+                f"its column {name!r} is of type {column.type}, the manifest's layout has {width} bytes an example"
             )
-        dtype, width = np.dtype(self.layout.stored_dtype), self.layout.example_bytes
         parts = [
             np.frombuffer(chunk.buffers()[1], np.uint8)[chunk.offset * width : (chunk.offset + len(chunk)) * width]
             for chunk in column.chunks
             if len(chunk)
         ]
         flat = parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0, np.uint8), *parts])
-        return flat.view(dtype).reshape(-1, *self.layout.shape)
+        return flat.view(dtype).reshape(-1, *shape)
 
     def _check_size(self, size: int) -> None:
         if size != self.entry["bytes"]:

@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.layout import Layout
+from pipeline.data.prompts import STORED_DTYPE, encode_prompts
 from pipeline.storage import Store
 
 GROUP_BYTES = 2**20
@@ -49,9 +50,11 @@ class ShardWriter:
         self._waiting: list[pa.Table] = []
         self._waiting_rows = 0
 
-    def write(self, x: np.ndarray, ids: pa.Array, origins: pa.Array, labels: pa.Array) -> None:
+    def write(
+        self, x: np.ndarray, ids: pa.Array, origins: pa.Array, labels: pa.Array, prompts: pa.Array | None = None
+    ) -> None:
         """Add N examples, as `shard_table` takes them. Raises: StorageError when a shard cannot be written."""
-        self._waiting.append(shard_table(self.layout, x, ids, origins, labels))
+        self._waiting.append(shard_table(self.layout, x, ids, origins, labels, prompts))
         self._waiting_rows += len(x)
         self.rows += len(x)
         self.labels.update(label for label in labels.to_pylist() if label is not None)
@@ -73,12 +76,28 @@ class ShardWriter:
         self.shards.append(write_shard(self.store, self.split, len(self.shards), self.layout, table))
 
 
-def shard_table(layout: Layout, x: np.ndarray, ids: pa.Array, origins: pa.Array, labels: pa.Array) -> pa.Table:
-    """N examples as a shard has them: `x` `[N, *shape]` of the stored type; `labels` strings, null where unknown."""
+def shard_table(
+    layout: Layout,
+    x: np.ndarray,
+    ids: pa.Array,
+    origins: pa.Array,
+    labels: pa.Array,
+    prompts: pa.Array | None = None,
+) -> pa.Table:
+    """N examples as a shard has them: `x` `[N, *shape]` of the stored type; `labels` and, where the layout has prompts,
+    `prompts` strings, null where unknown."""
     schema = shard_schema(layout)
-    data = pa.py_buffer(np.ascontiguousarray(x, layout.stored_dtype))
-    examples = pa.Array.from_buffers(schema.field("x").type, len(x), [None, data])
-    return pa.table([ids.cast(pa.string()), origins.cast(pa.string()), labels.cast(pa.string()), examples], schema)
+    columns = {"id": ids.cast(pa.string()), "origin": origins.cast(pa.string()), "label": labels.cast(pa.string())}
+    if layout.prompt_length:
+        texts = [None] * len(x) if prompts is None else prompts.to_pylist()
+        columns["prompt"] = _fixed(schema, "prompt", encode_prompts(texts, layout.prompt_length))
+    columns["x"] = _fixed(schema, "x", np.ascontiguousarray(x, layout.stored_dtype))
+    return pa.table(columns, schema)
+
+
+def _fixed(schema: pa.Schema, name: str, values: np.ndarray) -> pa.Array:
+    """Values `[N, ...]` in C order as a column of N values of fixed size."""
+    return pa.Array.from_buffers(schema.field(name).type, len(values), [None, pa.py_buffer(values)])
 
 
 def write_shard(store: Store, split: str, number: int, layout: Layout, table: pa.Table) -> dict[str, Any]:
@@ -101,6 +120,10 @@ def shard_schema(layout: Layout) -> pa.Schema:
     Parquet widens to 32 bits, it took 5 to 10 times as long to read, and up to twice the room."""
     about = {"dtype": layout.stored_dtype, "shape": json.dumps(layout.shape)}
     columns = [pa.field(name, pa.string()) for name in ("id", "origin", "label")]
+    if layout.prompt_length:
+        told = {"dtype": STORED_DTYPE, "shape": json.dumps([layout.prompt_length])}
+        width = layout.prompt_length * np.dtype(STORED_DTYPE).itemsize
+        columns.append(pa.field("prompt", pa.binary(width), metadata=told))
     return pa.schema([*columns, pa.field("x", pa.binary(layout.example_bytes), metadata=about)])
 
 
@@ -118,7 +141,7 @@ def as_parquet(table: pa.Table, group_rows: int) -> bytes:
         row_group_size=group_rows,
         compression={"x": "NONE", **dict.fromkeys(names, COMPRESSION)},
         compression_level=dict.fromkeys(names, COMPRESSION_LEVEL),
-        use_dictionary=["label"],
+        use_dictionary=[name for name in ("label", "prompt") if name in table.column_names],
         write_statistics=False,
         write_page_checksum=True,
     )

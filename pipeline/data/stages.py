@@ -10,7 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,12 +18,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.data.cleaning import Lists, make_cleaner
+from pipeline.data.cleaning import Cleaned, Lists, make_cleaner
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.duplicates import sign_batch
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import SPLITS
 from pipeline.data.parts import Part, Row, joined, read_rows, write_coded, write_part
+from pipeline.data.prompts import prompt_of
 from pipeline.data.records import Record
 from pipeline.data.shards import shard_table, write_shard
 from pipeline.data.splits import split_text
@@ -89,17 +90,34 @@ class ReadStage:
         row["width"], row["height"] = facts.get("width"), facts.get("height")
         row["facts"] = _as_json(tuple((key, facts[key]) for key in FACTS if key in facts))
         cleaned = self.cleaner(opened.raw, facts)
+        row["length"] = None if self.codec.modality == "image" else len(cleaned.raw)
+        if cleaned.dropped is None:
+            cleaned = self._with_prompt(row, record, cleaned)
         row["changed"] = "+".join(cleaned.changed) or None
         row["personal"] = json.dumps(cleaned.personal, sort_keys=True) if cleaned.personal else None
-        row["length"] = None if self.codec.modality == "image" else len(cleaned.raw)
         if cleaned.dropped is not None:
             out = {"content": _hash64(cleaned.raw.encode("utf-8")), "label": None} if cleaned.dropped == OPT_OUT else {}
-            yield {**row, "dropped": cleaned.dropped, "detail": cleaned.detail, **out}
+            yield {**row, "prompt": None, "dropped": cleaned.dropped, "detail": cleaned.detail, **out}
             return
         try:
             yield from self._pieces(row, cleaned.raw, record)
         except CodecError as error:
             yield {**row, "error": str(error)}
+
+    def _with_prompt(self, row: Row, record: Record, cleaned: Cleaned) -> Cleaned:
+        """Put the record's prompt, cleaned, into its row; what became of the record with it."""
+        text = None if self.data.prompt is None else prompt_of(record, self.data.prompt)
+        if text is None:
+            return cleaned
+        prompt = self.cleaner.clean_prompt(text)
+        row["prompt"] = prompt.raw
+        return replace(
+            cleaned,
+            dropped=prompt.dropped,
+            detail=None if prompt.dropped is None else f"in its prompt: {prompt.detail}",
+            changed=tuple(dict.fromkeys([*cleaned.changed, *prompt.changed])),
+            personal=dict(Counter(cleaned.personal) + Counter(prompt.personal)),
+        )
 
     def _pieces(self, row: Row, raw: Any, record: Record) -> Iterator[Row]:
         # Of a text that is as the corpus has it, the record's id is the hash of what is left of it too.
@@ -213,13 +231,14 @@ class CutStage:
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
         """`split`, `number`, `part` and `row` (int32 bytes, in order); for continuous text `skip` (tokens of the first
         row before the shard), `first` (number of its first window), `windows` (how many; -1 for examples) and `tail`
-        (tokens to keep after them) → `shard`, `labels` and `tail` (JSON)."""
+        (tokens to keep after them) → `shard`, `labels`, `prompts` and `tail` (JSON)."""
         part, row = np.frombuffer(item["part"], np.int32), np.frombuffer(item["row"], np.int32)
         table = self._gathered(part, row)
         dtype = np.dtype(self.layout.stored_dtype)
         stored = joined(table["data"]).view(dtype)
         tail: list[int] = []
         labels: Counter[str] = Counter()
+        prompts = table["prompt"] if self.layout.prompt_length else None
         if item["windows"] < 0:
             x = stored.reshape(-1, *self.layout.shape)
             ids, origins, label = _identifiers(table), table["origin"], table["label"]
@@ -235,19 +254,21 @@ class CutStage:
             origins, label = table["origin"].take(pa.array(which)), pa.nulls(count, pa.string())
         shard = None
         if len(x):
-            examples = shard_table(self.layout, x, ids, origins, label)
+            examples = shard_table(self.layout, x, ids, origins, label, prompts)
             shard = write_shard(self.store, item["split"], item["number"], self.layout, examples)
         return {
             "split": item["split"],
             "number": item["number"],
             "shard": json.dumps(shard),
             "labels": json.dumps(labels),
+            "prompts": json.dumps({} if prompts is None else Counter(pc.drop_null(prompts).to_pylist())),
             "tail": json.dumps(tail),
         }
 
     def _gathered(self, part: np.ndarray, row: np.ndarray) -> pa.Table:
         """The rows in the order given, with their examples."""
-        about, held = ["record", "piece", "origin", "label"], ["tokens", "data"]
+        about = ["record", "piece", "origin", "label"] + ["prompt"] * bool(self.layout.prompt_length)
+        held = ["tokens", "data"]
         tables, places = [], []
         for each in np.unique(part):
             where = np.flatnonzero(part == each)

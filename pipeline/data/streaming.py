@@ -16,17 +16,20 @@ from pipeline.data.background import Ahead
 from pipeline.data.batches import to_device
 from pipeline.data.layout import Layout
 from pipeline.data.order import Order, Window
+from pipeline.data.prompts import LOADED_DTYPE
 from pipeline.data.shard_reader import ShardReader
 from pipeline.models.base import Batch
 
 
 @dataclass(frozen=True)
 class _Loaded:
-    """This rank's rows of a window, in order: `x` `[N, *shape]`, `label` and `row` int64 `[N]`."""
+    """This rank's rows of a window, in order: `x` `[N, *shape]`, `label` and `row` int64 `[N]`, `prompt` `[N, P]`,
+    where P is 0 in a set without prompts."""
 
     x: np.ndarray
     label: np.ndarray
     row: np.ndarray
+    prompt: np.ndarray
 
 
 class StreamedBatches:
@@ -54,15 +57,18 @@ class StreamedBatches:
         count = self._own_per_batch
         x = np.empty((count, *self.layout.shape), self.layout.loaded_dtype)
         label, row = np.empty(count, np.int64), np.empty(count, np.int64)
+        prompt = np.empty((count, self.layout.prompt_length), LOADED_DTYPE)
         filled = 0
         for window, start, stop in self.order.cut(number * self.batch_size, (number + 1) * self.batch_size):
             loaded = self._loaded(window)
             first, last = (self._own_before(position) - self._own_before(window.start) for position in (start, stop))
             part = slice(filled, filled + last - first)
             x[part], label[part], row[part] = loaded.x[first:last], loaded.label[first:last], loaded.row[first:last]
+            prompt[part] = loaded.prompt[first:last]
             filled += last - first
-        examples, *rest = (to_device(torch.from_numpy(values), self.device) for values in (x, label, row))
-        return Batch(self.layout.to_model(examples), *rest)
+        examples, labels, rows = (to_device(torch.from_numpy(values), self.device) for values in (x, label, row))
+        tokens = to_device(torch.from_numpy(prompt), self.device).long() if self.layout.prompt_length else None
+        return Batch(self.layout.to_model(examples), labels, rows, tokens)
 
     def close(self) -> None:
         self._ahead.close()
@@ -84,6 +90,7 @@ class StreamedBatches:
         rows = self.order.rows(window)[places % self.world_size == self.rank]
         x = np.empty((len(rows), *self.layout.shape), self.layout.stored_dtype)
         label = np.empty(len(rows), np.int64)
+        prompt = np.empty((len(rows), self.layout.prompt_length), LOADED_DTYPE)
         targets = np.argsort(rows)
         ascending = rows[targets]
         for shard in window.shards:
@@ -91,9 +98,9 @@ class StreamedBatches:
                 begin += self.order.first_rows[shard]
                 low, high = np.searchsorted(ascending, [begin, begin + len(examples.x)])
                 target = targets[low:high]
-                if len(target) == len(examples.x):  # all of them, in ascending order
-                    x[target], label[target] = examples.x, examples.label
-                else:
-                    chosen = ascending[low:high] - begin
-                    x[target], label[target] = examples.x[chosen], examples.label[chosen]
-        return _Loaded(x, label, rows)
+                # All of them, in ascending order, or some.
+                chosen = slice(None) if len(target) == len(examples.x) else ascending[low:high] - begin
+                x[target], label[target] = examples.x[chosen], examples.label[chosen]
+                if examples.prompt is not None:
+                    prompt[target] = examples.prompt[chosen]
+        return _Loaded(x, label, rows, prompt)

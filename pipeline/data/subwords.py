@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any, ClassVar
 
@@ -22,6 +22,14 @@ from pipeline.spec import BpeCodecSpec, TrainedCodecSpec, UnigramCodecSpec
 
 ALPHABET = sorted(pre_tokenizers.ByteLevel.alphabet())
 """The characters that stand for the 256 bytes in a byte-level vocabulary."""
+
+
+def byte_of_each() -> dict[str, int]:
+    """The byte that each character of `ALPHABET` stands for: printable ones themselves, the others from U+0100 on in
+    their order (Radford et al. 2019, `bytes_to_unicode`)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("\xa1"), ord("\xac") + 1), *range(ord("\xae"), 256)]
+    others = sorted(set(range(256)) - set(printable))
+    return {chr(byte): byte for byte in printable} | {chr(256 + place): byte for place, byte in enumerate(others)}
 
 
 class SubwordCodec(TextCodec):
@@ -70,6 +78,12 @@ class SubwordCodec(TextCodec):
         encoded = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(list(texts))]
         lengths = np.fromiter(map(len, encoded), np.int64, len(encoded))
         return np.fromiter(chain.from_iterable(encoded), np.int64, int(lengths.sum())), lengths
+
+    def symbol_meanings(self) -> Sequence[Hashable]:
+        """The bytes of each piece of the vocabulary."""
+        bytes_of = byte_of_each()
+        pieces = sorted(self.tokenizer.get_vocab().items(), key=lambda item: item[1])
+        return [bytes(bytes_of[character] for character in piece) for piece, _ in pieces]
 
     def text_of(self, symbols: np.ndarray) -> str:
         return str(self.tokenizer.decode(symbols.tolist(), skip_special_tokens=False))

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -62,6 +62,15 @@ class TextCodec(ABC):
     @abstractmethod
     def fit(self, raws: Iterable[str]) -> None:
         """Learn the symbols from training texts, which are read once and not kept."""
+
+    @abstractmethod
+    def symbol_meanings(self) -> Sequence[Hashable]:
+        """What each symbol stands for, by its identifier: its UTF-8 bytes, where it stands for a text."""
+
+    def meanings(self) -> tuple[Hashable, ...]:
+        """The bytes of each symbol, then the special tokens and those of the packing by their names."""
+        specials = [("special", token) for token in self.spec.special_tokens]
+        return (*self.symbol_meanings(), *specials, *(("packing", name) for name in self.packing_identifiers))
 
     def count_unknown(self, raw: str) -> int:
         return 0
@@ -242,6 +251,9 @@ class BytesCodec(TextCodec):
     def fit(self, raws: Iterable[str]) -> None:
         """Bytes have nothing to learn."""
 
+    def symbol_meanings(self) -> Sequence[Hashable]:
+        return [bytes([value]) for value in range(256)]
+
     def symbols(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [text.encode("utf-8") for text in texts]
         return np.frombuffer(b"".join(encoded), np.uint8), np.fromiter(map(len, encoded), np.int64, len(encoded))
@@ -308,6 +320,9 @@ class CharactersCodec(TextCodec):
     def text_of(self, symbols: np.ndarray) -> str:
         alphabet = self.characters + UNKNOWN
         return "".join([alphabet[i] for i in symbols.tolist()])
+
+    def symbol_meanings(self) -> Sequence[Hashable]:
+        return [*(character.encode("utf-8", errors="surrogatepass") for character in self.characters), "unknown"]
 
     def count_unknown(self, raw: str) -> int:
         symbols, _ = self.symbols(list(self.between_specials([raw])))

@@ -11,11 +11,12 @@ how many it stands for, which makes both distributions over the same alphabet. O
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from pipeline.data.codec import Codec
 from pipeline.data.prepared import SplitArrays
@@ -82,6 +83,15 @@ def read_through(own: Codec, held: Codec, arrays: SplitArrays, num_rows: int) ->
     if num_rows == len(read.x):
         unknown += int((read.tail == own.unknown).sum())
     return read, unknown * math.log(stands_for)
+
+
+def labels_of(label: Tensor, held: Sequence[str], own: Sequence[str]) -> Tensor:
+    """Labels int64 `[N]` by their places in `held` as places in `own`, which a model of another set has; -1 where it
+    does not know one."""
+    if tuple(held) == tuple(own):
+        return label
+    places = {name: place for place, name in enumerate(own)}
+    return torch.tensor([*(places.get(name, -1) for name in held), -1])[label]  # -1 is the last
 
 
 def _packed_alike(own: CharactersCodec, held: CharactersCodec) -> bool:

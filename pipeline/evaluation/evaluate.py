@@ -11,7 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,10 @@ from ray.exceptions import RayTaskError
 
 from pipeline.data.prepared import Prepared
 from pipeline.errors import AtelierError, ComparisonError, CorpusError
-from pipeline.evaluation.compare import Measured, read_through
+from pipeline.evaluation.compare import Measured, labels_of, read_through
+from pipeline.evaluation.condition_accuracy import ConditionAccuracy
 from pipeline.evaluation.features import STAGE as EXTRACTOR_STAGE
-from pipeline.evaluation.features import can_extract, find_extractors
+from pipeline.evaluation.features import can_extract, find_extractors, find_prompt_classifier
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.likelihood import Likelihood
 from pipeline.evaluation.metric import Metric, Score, Scores, Subject, add
@@ -38,7 +39,9 @@ from pipeline.spec import RunSpec
 STAGE = "evaluate"
 SECONDS_BETWEEN_NEWS = 0.5
 
-METRICS: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, SampleScores, TextSamples)}
+METRICS: dict[str, type[Metric]] = {
+    metric.name: metric for metric in (Likelihood, SampleScores, ConditionAccuracy, TextSamples)
+}
 """Every metric of an evaluation; one that does not fit a subject has no pieces and gives no scores."""
 COMPARED: dict[str, type[Metric]] = {metric.name: metric for metric in (Likelihood, FrechetDistance)}
 """The metrics whose scores are sums over blocks, so that two models can be compared block by block."""
@@ -157,14 +160,15 @@ def _sums(
 
 
 def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.device) -> Subject:
-    """The model and the held-out split, read through the model's own codec, with the prepared set's extractor where it
-    has one already. Raises: ComparisonError when the model is of other examples than the split."""
+    """The model and the held-out split, read through the model's own codec and labels, with the prepared set's
+    extractor where it has one already. Raises: ComparisonError when the model is of other examples than the split."""
     loaded = load_bundle(bundle, device)
     loaded.model.importance_samples = spec.evaluation.nll_samples
     arrays = prepared.load_split(spec.evaluation.split)
     cut = spec.evaluation.max_examples
     num_rows = len(arrays) if cut is None else min(len(arrays), cut)
     arrays, surcharge_nats = read_through(loaded.codec, prepared.codec, arrays, num_rows)
+    arrays = replace(arrays, label=labels_of(arrays.label, prepared.layout.labels, loaded.layout.labels))
     extractor, classifier = find_extractors(spec, prepared, device)
     return Subject(
         spec=spec,
@@ -176,6 +180,7 @@ def load_subject(spec: RunSpec, prepared: Prepared, bundle: Path, device: torch.
         device=device,
         extractor=extractor,
         classifier=classifier,
+        prompt_classifier=find_prompt_classifier(spec, prepared, device),
         prepared=prepared,
         surcharge_nats=surcharge_nats,
     )
@@ -203,6 +208,7 @@ def _sums_here(
 ) -> dict[str, Sums]:
     device = torch.device("cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu")
     find_extractors(spec, prepared, device, progress)
+    find_prompt_classifier(spec, prepared, device, progress)
     work = Work(spec, prepared, {}, 1, device.type == "cuda", 1, metrics)
     sums: dict[str, Sums] = {}
     for news in _news_of_work(work, bundle, 0, device):
@@ -221,6 +227,7 @@ def _train_extractor_task(work: Work) -> Iterator[News]:
     device = work.settle()
     yield News(EXTRACTOR_STAGE, 0, 0, "a small network whose features measure samples")
     find_extractors(work.spec, work.prepared, device)
+    find_prompt_classifier(work.spec, work.prepared, device)
 
 
 def _measure_task(work: Work, rank: int) -> Iterator[News | dict[str, Sums]]:

@@ -8,7 +8,8 @@ goes into the protocol of the score. A score from such a network never carries t
 from __future__ import annotations
 
 import hashlib
-from dataclasses import asdict
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +18,8 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from pipeline.data.layout import Layout
-from pipeline.data.prepared import Prepared
+from pipeline.data.prepared import Prepared, SplitArrays
+from pipeline.data.prompts import prompt_numbers
 from pipeline.errors import PreparedDataError
 from pipeline.evaluation.extractors.autoencoder import (
     Autoencoder,
@@ -47,10 +49,15 @@ __all__ = [
     "ClassifierExtractor",
     "Extractor",
     "can_classify",
+    "can_classify_prompts",
     "can_extract",
     "find_extractors",
     "find_or_train_extractor",
+    "find_prompt_classifier",
 ]
+
+MOST_PROMPTS = 64
+"""Different prompts that are classes; where there are more, each is said too seldom to be learned."""
 
 
 class Extractor(Protocol):
@@ -119,12 +126,58 @@ def find_or_train_extractor(
             trained = train_autoencoder(layout, prepared.load_split("train"), config, device, progress)
             found = trained, _keep(prepared, name, trained, {"config": asdict(config)})
         return AutoencoderExtractor(found[0].to(device), layout, name, found[1]["sha256"])
-    settings = classifier or ClassifierConfig()
+    return _classifier(prepared, layout, prepared.load_split, held_out, device, progress, classifier)
+
+
+def can_classify_prompts(spec: RunSpec, layout: Layout) -> bool:
+    """Whether it can be told what a sample says that was asked for by a prompt: few prompts, each its own class."""
+    prompt = spec.data.prompt
+    return (
+        prompt is not None
+        and prompt.of == "source"
+        and "prompt" in spec.model.condition.on
+        and can_extract(layout)
+        and 2 <= len(layout.prompts) <= MOST_PROMPTS
+    )
+
+
+def find_prompt_classifier(
+    spec: RunSpec, prepared: Prepared, device: torch.device | str = "cpu", progress: Progress = silent
+) -> ClassifierExtractor | None:
+    """A classifier whose classes are the training split's prompts, in the layout's order; trained and kept as the other
+    is. None where there can be none, and where prompts are labels, which the other tells.
+
+    Raises: PreparedDataError when the kept one was changed.
+    """
+    layout = prepared.layout
+    if not can_classify_prompts(spec, layout):
+        return None
+
+    def load(split: str) -> SplitArrays:
+        arrays = prepared.load_split(split)
+        assert arrays.prompt is not None
+        return replace(arrays, label=torch.from_numpy(prompt_numbers(arrays.prompt.numpy(), layout.prompts)))
+
+    classes = replace(layout, labels=layout.prompts)
+    return _classifier(prepared, classes, load, spec.evaluation.split, device, progress)
+
+
+def _classifier(
+    prepared: Prepared,
+    layout: Layout,
+    load: Callable[[str], SplitArrays],
+    held_out: str,
+    device: torch.device | str,
+    progress: Progress,
+    config: ClassifierConfig | None = None,
+) -> ClassifierExtractor:
+    """A classifier of the layout's labels, which `load` gives for each split."""
+    settings = config or ClassifierConfig()
     name = f"classifier-{settings.digest(layout)}"
     known = _kept(prepared, name, Classifier(layout, settings))
     if known is None:
-        network = train_classifier(layout, prepared.load_split("train"), settings, device, progress)
-        accuracy = accuracy_of(network, layout, prepared.load_split(held_out), device)
+        network = train_classifier(layout, load("train"), settings, device, progress)
+        accuracy = accuracy_of(network, layout, load(held_out), device)
         facts = {"accuracy": accuracy, "held_out": held_out, "config": asdict(settings)}
         known = network, _keep(prepared, name, network, facts)
     return ClassifierExtractor(known[0].to(device), layout, name, known[1]["sha256"], known[1]["accuracy"])

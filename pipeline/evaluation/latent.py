@@ -18,8 +18,10 @@ from pipeline.data.codec import Codec
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import SplitArrays
 from pipeline.models.base import GenerativeModel, Noise, make_generator
+from pipeline.models.conditioning import Asked
 from pipeline.models.gan import GenerativeAdversarialNetwork
-from pipeline.models.vae import ACTIVE_VARIANCE, VariationalAutoencoder, kl_to_standard_normal
+from pipeline.models.posterior import kl_to_standard_normal
+from pipeline.models.vae import ACTIVE_VARIANCE, VariationalAutoencoder
 
 MOST_EXAMPLES = 2000
 """Held-out examples that are encoded; the first, as the split is in no order of content."""
@@ -44,7 +46,8 @@ class Posteriors:
 class Usage:
     """How much of the code each dimension carries.
 
-    `kl_nats` is the mean over examples of each dimension's KL to the prior, `[Z]`, summing to the model's `kl_nats`;
+    `kl_nats` is the mean over examples of each dimension's KL to the standard normal, `[Z]`, summing to the model's
+    `kl_nats` where that is its prior;
     `variance` that of the posterior means over examples, `[Z]`; `order` all dimensions, the largest KL first; `active`
     those of `order` whose variance is above 0.01 (Burda et al. 2016, section 5.3).
     """
@@ -116,17 +119,25 @@ def look_into(
     if not isinstance(model, VariationalAutoencoder) or len(held_out) < 2:
         return None
     x = held_out.x[:MOST_EXAMPLES]
-    posteriors = encode_all(model, layout, x, seed)
+    conditions = _conditions(model, held_out.label[: len(x)])
+    posteriors = encode_all(model, layout, x, seed, conditions)
     used = usage(posteriors)
     codes = posteriors.mean.float()
     dimensions = (used.active or used.order)[:MOST_TRAVERSED]
     places = _spaced(-REACH, REACH, steps)
     order = torch.randperm(len(x), generator=make_generator(seed, "latent-examples")).tolist()
     chosen, pairs = order[0], _pairs(order, held_out.label.tolist(), count)
-    ways = [traversal(torch.zeros_like(codes[0]), dimension, places) for dimension in dimensions]
+    middle = torch.zeros_like(codes[0])
+    asked = None
+    if conditions is not None:
+        # All is decoded as what the chosen example is, and between two examples the condition goes over as well.
+        asked = [conditions[chosen].expand(steps, -1)] * (2 * len(dimensions))
+        share = torch.linspace(0, 1, steps).unsqueeze(1)
+        asked += [torch.lerp(conditions[a].unsqueeze(0), conditions[b].unsqueeze(0), share) for a, b in pairs]
+    ways = [_of_prior(model, traversal(middle, dimension, places), conditions, chosen) for dimension in dimensions]
     ways += [traversal(codes[chosen], dimension, places) for dimension in dimensions]
     ways += [between(codes[a], codes[b], steps) for a, b in pairs]
-    frames = _decoded(model, codec, ways)
+    frames = _decoded(model, codec, ways, asked)
 
     def raw(row: int) -> Any:
         return codec.decode(layout.to_model(x[row]).cpu().numpy())
@@ -155,14 +166,33 @@ def look_into(
 
 
 @torch.no_grad()
-def encode_all(model: VariationalAutoencoder, layout: Layout, x: Tensor, seed: int) -> Posteriors:
-    """The posteriors of stored rows `[N, ...]`; a binarisation draws its noise from `seed`."""
+def _conditions(model: VariationalAutoencoder, label: Tensor) -> Tensor | None:
+    """What a conditional model is told of examples with these labels, float32 `[N, C]` on the CPU."""
+    told = model.condition_of(Asked(label.to(next(model.parameters()).device)))
+    return None if told is None else told.cpu()
+
+
+@torch.no_grad()
+def _of_prior(model: VariationalAutoencoder, unit: Tensor, conditions: Tensor | None, row: int) -> Tensor:
+    """The codes that standard normal numbers `[S, Z]` stand for, given the condition of a row."""
+    device = next(model.parameters()).device
+    told = None if conditions is None else conditions[row].to(device).expand(len(unit), -1)
+    return model.prior.draw(unit.to(device), told).cpu()
+
+
+@torch.no_grad()
+def encode_all(
+    model: VariationalAutoencoder, layout: Layout, x: Tensor, seed: int, conditions: Tensor | None = None
+) -> Posteriors:
+    """The posteriors of stored rows `[N, ...]`, each given its condition `[N, C]` in a model that has them; a
+    binarisation draws its noise from `seed`."""
     device = next(model.parameters()).device
     means, log_variances = [], []
     for batch, first in enumerate(range(0, len(x), 8 * ROWS_AT_ONCE)):
         noise = Noise(make_generator(seed, "latent-encode", batch, device=device))
         rows = layout.to_model(x[first : first + 8 * ROWS_AT_ONCE]).to(device)
-        mean, log_variance = model.encode(model.observe(rows, noise))
+        told = None if conditions is None else conditions[first : first + 8 * ROWS_AT_ONCE].to(device)
+        mean, log_variance = model.encode(model.observe(rows, noise), told)
         means.append(mean.double().cpu())
         log_variances.append(log_variance.double().cpu())
     return Posteriors(torch.cat(means), torch.cat(log_variances))
@@ -221,12 +251,15 @@ def principal_map(mean: Tensor, labels: list[str]) -> Map:
     return Map(centred @ axes.T, labels, (shares[0], shares[1]))
 
 
-def _decoded(model: Any, codec: Codec, ways: Sequence[Tensor]) -> list[list[Any]]:
-    """Raw examples along each way `[S, Z]`, decoded together."""
+def _decoded(
+    model: Any, codec: Codec, ways: Sequence[Tensor], asked: Sequence[Tensor] | None = None
+) -> list[list[Any]]:
+    """Raw examples along each way `[S, Z]`, decoded together, each as what it is `asked` for, `[S, C]` a way."""
     if not ways:
         return []
-    z = torch.cat(list(ways)).to(next(model.parameters()).device)
-    decoded = [model.decode(part).cpu().numpy() for part in z.split(ROWS_AT_ONCE)]
+    device = next(model.parameters()).device
+    given = [torch.cat(list(parts)).to(device).split(ROWS_AT_ONCE) for parts in (ways, asked) if parts is not None]
+    decoded = [model.decode(*parts).cpu().numpy() for parts in zip(*given, strict=True)]
     raws = [codec.decode(example) for part in decoded for example in part]
     steps = len(ways[0])
     return [raws[first : first + steps] for first in range(0, len(raws), steps)]

@@ -137,6 +137,7 @@ def _row_pieces(
             layout.to_model(arrays.x[start:stop]).to(device),
             arrays.label[start:stop].to(device),
             torch.arange(start, stop, device=device),
+            None if arrays.prompt is None else arrays.prompt[start:stop].long().to(device),
         )
         noise = Noise(make_generator(seed, "evaluation", start, device=device))
         sums, _ = model.evaluate(batch, noise)

@@ -77,6 +77,21 @@ DEFINITIONS: dict[str, Definition] = {
         "How much the latent code says about an example. Near zero, the decoder ignores the code (posterior "
         "collapse); very large, samples from the prior look unlike reconstructions.",
     ),
+    "information_nats": Definition(
+        "Information in the code",
+        "nats per example",
+        None,
+        "How many nats a code and its example tell of each other, at most: the entropy of a normal as wide as all "
+        "codes together less that of one example's codes, unit by unit. Zero where the code says nothing; the KL less "
+        "this is how far the codes together are from the prior.",
+    ),
+    "bits_per_dimension": Definition(
+        "Bits per dimension",
+        "bits per value",
+        "lower",
+        "The negative log-likelihood of whole numbers, a pixel's or a sample's, spread over them: what a lossless "
+        "compressor driven by this model would need.",
+    ),
     "reconstruction_mse": Definition(
         "Reconstruction error",
         "mean square per value",
@@ -154,8 +169,9 @@ class Subject:
     """What is measured: a model with the held-out split, and the extractor where the examples allow one.
 
     `split` is the split's entry in the manifest (rows, records, characters, utf8_bytes, ...). `classifier` is the
-    corpus's own, where it has labels. `surcharge_nats` is what a model that reads the split through another vocabulary
-    is charged in all (see `compare`). `prepared` is the set that training examples are read from.
+    corpus's own, where it has labels, and `prompt_classifier` that of its prompts. `surcharge_nats` is what a model
+    that reads the split through another vocabulary is charged in all (see `compare`). `prepared` is the set that
+    training examples are read from.
     """
 
     spec: RunSpec
@@ -169,6 +185,7 @@ class Subject:
     surcharge_nats: float = 0.0
     classifier: ClassifierExtractor | None = None
     prepared: Prepared | None = None
+    prompt_classifier: ClassifierExtractor | None = None
 
     @property
     def num_rows(self) -> int:

@@ -18,7 +18,7 @@ from pipeline.data.prepared import SplitArrays
 from pipeline.data.text import UNKNOWN
 from pipeline.models.base import GenerativeModel
 from pipeline.models.rnn import RecurrentLanguageModel
-from pipeline.models.vae import TokenVae
+from pipeline.models.vae_tokens import TokenVae
 
 PASSAGE_TOKENS = 400
 BURN_IN_TOKENS = 200

@@ -11,12 +11,14 @@ import datetime
 import hashlib
 import json
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from pipeline.errors import SpecError
-from pipeline.generation.sampling import SamplingOptions, draw, encode_prompt, load_bundle, overview
+from pipeline.generation.asking import Wish, ask
+from pipeline.generation.sampling import SamplingOptions, draw, load_bundle, overview
 from pipeline.progress import Progress, silent
 from pipeline.release.registry import download, find
 from pipeline.release.tracking import versions
@@ -33,26 +35,28 @@ def generate(
     options: SamplingOptions | None = None,
     tracking_uri: str = "",
     prompt: str | None = None,
+    labels: Sequence[str] = (),
     device: str = "cpu",
     progress: Progress = silent,
 ) -> dict[str, Any]:
     """Draw `count` samples of the model at `model_uri` into the folder `out`; returns the provenance.
 
-    The same arguments give the same files, byte for byte (`provenance.json` says when they were made). `out` may
-    hold what an earlier call wrote, which is replaced, and nothing else. `tracking_uri` is not needed for a
-    folder. Raises: RegistryError, TrackingError, SpecError, StorageError.
+    `labels` are given in turn. The provenance says of each file what it was asked for, also where nobody asked and the
+    condition was drawn. The same arguments give the same files, byte for byte (`provenance.json` says when they were
+    made). `out` may hold what an earlier call wrote, which is replaced, and nothing else. `tracking_uri` is not needed
+    for a folder. Raises: RegistryError, TrackingError, SpecError, StorageError.
     """
     options = options or SamplingOptions()
     earlier = _earlier_files(out)
     with tempfile.TemporaryDirectory() as temporary:
         found = find(model_uri, tracking_uri)
         bundle = load_bundle(download(found, tracking_uri, Path(temporary)), device)
-    if prompt:
-        options = encode_prompt(bundle, prompt, options)
-    raws = draw(bundle, count, seed, options, progress=progress)
+    chosen, wishes = ask(bundle, count, seed, labels, prompt or None, options)
+    raws = draw(bundle, count, seed, chosen, progress=progress)
 
     name = found.name or bundle.spec.name
-    files = {f"{name}-{i:05d}{bundle.codec.extension}": bundle.codec.to_bytes(raw) for i, raw in enumerate(raws)}
+    names = [f"{name}-{i:05d}{bundle.codec.extension}" for i in range(count)]
+    files = {file: bundle.codec.to_bytes(raw) for file, raw in zip(names, raws, strict=True)}
     sheet = overview(raws, bundle.layout.modality, bundle.layout.sample_rate_hz)
     if sheet is not None:
         files[OVERVIEW] = sheet
@@ -68,7 +72,12 @@ def generate(
         "licence": corpus.get("licence"),
         "seed": seed,
         "count": count,
-        "options": {**asdict(options), "prompt": prompt},
+        "options": {
+            **{key: value for key, value in asdict(options).items() if not key.startswith("asked_")},
+            "prompt": prompt,
+            "labels": list(labels),
+        },
+        "asked": {file: asdict(wish) for file, wish in zip(names, wishes, strict=True) if wish != Wish()},
         "device": str(bundle.device),
         "versions": versions(),
         "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -26,6 +26,7 @@ from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout, Modality
 from pipeline.data.manifest import Manifest
 from pipeline.errors import AtelierError, RegistryError, SpecError
+from pipeline.generation.asking import part_of
 from pipeline.models import build_model
 from pipeline.models.base import GenerativeModel, SamplingOptions, make_generator
 from pipeline.progress import Progress, silent
@@ -141,7 +142,7 @@ def draw(
     batch_size: int = 64,
     progress: Progress = silent,
 ) -> list[Raw]:
-    """`count` raw examples; a prompt in `options` stands at the start of each text.
+    """`count` raw examples; a prompt in `options` that is continued stands at the start of each text.
 
     A function of (bundle, count, seed, options, batch_size) on one kind of device: the same call gives the same
     examples; another `batch_size` gives others. Raises: SpecError on a count or an option out of its range,
@@ -149,12 +150,15 @@ def draw(
     """
     options = options or SamplingOptions()
     check_options(options, count)
+    each = isinstance(options.asked_label, tuple) and len(options.asked_label)
+    assert not each or each == count, f"{each} labels for {count} samples"
     prompt = np.array(options.prompt, dtype=np.int64)
     raws: list[Raw] = []
     with torch.inference_mode():
         for chunk, first in enumerate(range(0, count, batch_size)):
             generator = make_generator(seed, "sample", chunk, device=bundle.device)
-            examples = bundle.model.sample(min(batch_size, count - first), generator, options).cpu()
+            size = min(batch_size, count - first)
+            examples = bundle.model.sample(size, generator, part_of(options, first, first + size)).cpu()
             if examples.is_floating_point() and not bool(torch.isfinite(examples).all()):
                 raise RegistryError("the model gives values that are not finite: its weights are broken; train again")
             for example in examples.numpy():

@@ -10,7 +10,8 @@ from pipeline.data.layout import Layout
 from pipeline.models.base import GenerativeModel, derive_seed
 from pipeline.models.gan import GenerativeAdversarialNetwork
 from pipeline.models.rnn import RecurrentLanguageModel
-from pipeline.models.vae import SignalVae, TokenVae
+from pipeline.models.vae_signals import SignalVae
+from pipeline.models.vae_tokens import TokenVae
 from pipeline.spec import RunSpec
 
 FAMILIES: dict[tuple[str, str], Any] = {

@@ -115,7 +115,8 @@ class SamplingOptions:
     """How to draw: `temperature` > 0, and for tokens nucleus and top-k cuts and an encoded prompt that is continued.
 
     A model with conditions is asked for a label (`asked_label`, one for all samples or one for each) and for what a
-    text prompt says (`asked_prompt`, its encoded tokens); what is not asked for is drawn as often as the corpus has it.
+    text prompt says (`asked_prompt`, its encoded tokens, likewise); what is not asked for is drawn as often as the
+    corpus has it.
     """
 
     temperature: float = 1.0
@@ -124,7 +125,7 @@ class SamplingOptions:
     prompt: tuple[int, ...] = ()
     length: int | None = None
     asked_label: int | tuple[int, ...] | None = None
-    asked_prompt: tuple[int, ...] | None = None
+    asked_prompt: tuple[int, ...] | tuple[tuple[int, ...], ...] | None = None
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -148,6 +149,14 @@ class GenerativeModel(nn.Module, ABC):
     @abstractmethod
     def phases(self) -> tuple[Phase, ...]:
         """The parameter groups, in the order in which a training step runs them."""
+
+    def takes(self, phase: str, progress: float) -> bool:
+        """Whether a step at this progress, in [0, 1], runs the phase; its batches are passed over where it does not."""
+        return True
+
+    def heed(self, scores: dict[str, float]) -> None:
+        """Look at the scores of a validation, which are the same on all ranks; what a model learns of them is in its
+        buffers."""
 
     @abstractmethod
     def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.layout import Layout
+from pipeline.data.prompts import LOADED_DTYPE, encode_prompts
 from pipeline.models.base import Batch, Noise, SamplingOptions
-from pipeline.spec import BytesCodecSpec, ConditionSpec
+from pipeline.spec import ConditionSpec
 
 PROMPT_VOCABULARY = 256 + 3
 """Bytes, and the tokens that begin, end and pad a prompt."""
@@ -23,11 +24,6 @@ PROMPT_EMBEDDING = 32
 
 NO_CONDITION = ConditionSpec()
 """Nothing is asked for."""
-
-
-def prompt_codec_spec(length: int) -> BytesCodecSpec:
-    """The codec that prompts of `length` tokens are encoded with."""
-    return BytesCodecSpec(kind="bytes", packing="documents", length=length)
 
 
 @dataclass(frozen=True)
@@ -124,7 +120,4 @@ def _encoded(layout: Layout) -> Tensor | None:
     """The layout's prompts, int64 `[number, P]`; None when it has none."""
     if not layout.prompts:
         return None
-    from pipeline.data.codec import make_codec
-
-    codec = make_codec(prompt_codec_spec(layout.prompt_length))
-    return torch.stack([torch.from_numpy(codec.encode(text)).long() for text in layout.prompts])
+    return torch.from_numpy(encode_prompts(layout.prompts, layout.prompt_length).astype(LOADED_DTYPE)).long()

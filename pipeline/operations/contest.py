@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import psutil
 
-from pipeline.errors import WarmStartError
+from pipeline.errors import TransferError
 from pipeline.evaluation.metric import Score
 from pipeline.operations.decisions import Plan, held_out, identity
 from pipeline.operations.ledger import Entry, Ledger
@@ -104,20 +104,23 @@ class Contest:
         )
 
     def _warm_start(self, champion: Champion | None, prepared: Prepared, notes: list[str]) -> str | None:
-        """The model to begin with. Raises: WarmStartError when it must be the champion, whose weights do not fit."""
+        """The model to begin with. Raises: TransferError when it must be the champion, whose weights do not fit."""
         wish = self.retraining.spec.warm_start
         if champion is None or wish is False:
             return None
-        from pipeline.generation.sampling import load_bundle
-        from pipeline.models import build_model
-        from pipeline.training.warm import misfit
+        from pipeline.inheriting import donor_of
+        from pipeline.models.surgery import inherit
 
-        weights = load_bundle(fetch(champion.model_uri, self.tracking_uri, self.folder / "warm")).model.state_dict()
-        wrong = misfit(build_model(self.retraining.base, prepared.layout), weights)
+        donor = donor_of(fetch(champion.model_uri, self.tracking_uri, self.folder / "donor"))
+        try:
+            taken = inherit(self.retraining.base, prepared.layout, prepared.codec.meanings(), donor)[1]
+            wrong = taken.in_words() if taken.names("new") else None
+        except TransferError as error:
+            wrong = str(error)
         if wrong is None:
             return champion.model_uri
         if wish is True:
-            raise WarmStartError(
+            raise TransferError(
                 f"{self.retraining.path}: warm_start from {champion.model_uri}: {wrong}; set warm_start to 'auto' or "
                 "false to begin with new weights"
             )
@@ -126,12 +129,12 @@ class Contest:
 
     def _train(self, entry: Entry) -> Outcome:
         base = self.retraining.base
-        training = base.training.model_copy(update={"warm_start": entry["warm_start"]})
+        training = base.training.model_copy(update={"init_from": entry["warm_start"]})
         spec: RunSpec = base.model_copy(update={"training": training})
         tags = {
             "atelier.retraining": self.retraining.spec.name,
             "atelier.compared_with": str(entry["champion"]),
-            "atelier.warm_start": str(entry["warm_start"]),
+            "atelier.init_from": str(entry["warm_start"]),
         }
         return train_job(spec, self.progress, self.address, key=entry["key"], tags=tags)
 

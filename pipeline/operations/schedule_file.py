@@ -130,8 +130,8 @@ class Compare(Strict):
 class RetrainSpec(ScheduleSpec):
     """A retraining: a conf with overrides, what sets it off, how its challenger begins and what it must gain.
 
-    `set` holds `key.path=value` overrides of the conf. `warm_start`: begin with the champion's weights (`auto`: unless
-    they do not fit the new data, such as another vocabulary).
+    `set` holds `key.path=value` overrides of the conf. `warm_start`: begin with the champion's weights, as
+    `training.init_from` does (`auto`: unless some tensor would have to be made new, as in another size of network).
     """
 
     conf: str
@@ -246,8 +246,8 @@ def _retraining(path: Path, tree: Mapping[str, Any]) -> Retraining:
             mistakes.append(
                 f"{path}: the conf's registry.name is not set, and a champion is a registered model; set it"
             )
-        if run.training.warm_start is not None:
-            mistakes.append(f"{path}: the conf's training.warm_start is set; say warm_start in this file instead")
+        if run.training.init_from is not None:
+            mistakes.append(f"{path}: the conf's training.init_from is set; say warm_start in this file instead")
         if run.data.codec.kind == "bpe":
             mistakes.append(
                 f"{path}: data.codec.kind 'bpe' is fitted anew on every changed corpus, and models of different tokens "

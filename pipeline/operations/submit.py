@@ -152,7 +152,7 @@ def _settled_keys(spec: RunSpec, request: Request) -> list[str]:
     keys = {
         "storage": spec.storage,
         "data.source.path": None if is_on_hub(spec.data.source) else getattr(spec.data.source, "path", None),
-        "training.warm_start": spec.training.warm_start,
+        "training.init_from": spec.training.init_from,
     }
     settled = {key: _absolute(value) for key, value in keys.items() if value is not None}
     if spec.tracking.uri is not None:

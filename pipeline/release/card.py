@@ -7,10 +7,13 @@ made (`conclusion`).
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from pipeline.data.layout import Layout
 from pipeline.evaluation.metric import DEFINITIONS, Score
+from pipeline.generation.asking import Takes, in_turn
 from pipeline.release.gate import WORDS_OF_FINDINGS
 from pipeline.spec import RunSpec
 from pipeline.spec.release import bare
@@ -54,6 +57,10 @@ def model_card(
         "",
         *_findings(findings),
         "",
+        "## What it may be asked for",
+        "",
+        *_asking(spec, manifest),
+        "",
         "## Intended use",
         "",
         f"To draw {MODALITIES[layout['modality']]} like those of the corpus, for study and for work that its licence "
@@ -62,7 +69,7 @@ def model_card(
         "",
         "```python",
         f'model = mlflow.pyfunc.load_model("models:/{spec.registry.name or spec.name}@champion")',
-        'model.predict(pd.DataFrame({"count": [4], "seed": [7]}))  # sample, media_type, seed',
+        f"model.predict(pd.DataFrame({_example(spec, manifest)}))  # sample, media_type, seed",
         "```",
     ]
     if provenance:
@@ -90,14 +97,27 @@ def _corpus(manifest: Mapping[str, Any]) -> list[str]:
         lines.append(f"- Leakage: {leaked:,} clusters or groups lie on several sides of the given split")
     if labels := layout.get("labels"):
         shown = ", ".join(labels[:20]) + (", …" if len(labels) > 20 else "")
-        lines.append(f"- Labels ({len(labels)}; not a condition of the samples): {shown}")
+        lines.append(f"- Labels ({len(labels)}): {shown}")
     return lines
+
+
+def _asking(spec: RunSpec, manifest: Mapping[str, Any]) -> list[str]:
+    """What samples may be asked for."""
+    takes = Takes.of(spec, Layout.from_dict(manifest["layout"])).in_words()
+    return [f"- {line}" for line in takes] or ["Nothing in particular: samples are drawn as the corpus has them."]
+
+
+def _example(spec: RunSpec, manifest: Mapping[str, Any]) -> str:
+    """A row for `predict`, with what the model may be asked for."""
+    (wish,) = in_turn(spec, Layout.from_dict(manifest["layout"]), 1)
+    asked = {key: [value] for key, value in (("label", wish.label), ("prompt", wish.prompt)) if value is not None}
+    return json.dumps({"count": [4], "seed": [7], **asked}, ensure_ascii=False)
 
 
 def _training(spec: RunSpec) -> list[str]:
     training = spec.training
     limit = f", at most {training.max_seconds:g} s" if training.max_seconds else ""
-    begun = f"the weights of `{training.warm_start}`" if training.warm_start else "new weights"
+    begun = f"the weights of `{training.init_from}`" if training.init_from else "new weights"
     return [
         f"- {training.steps:,} steps of {training.batch_size} examples{limit}, from {begun}",
         f"- {training.optimizer}, learning rate {training.lr:g} ({training.schedule}), seed {spec.seed}",

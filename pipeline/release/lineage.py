@@ -129,7 +129,7 @@ def _uri(version: Version) -> str:
 def _ancestors(tracking_uri: str, tags: Mapping[str, str]) -> Iterator[Version]:
     """The registered models whose weights a run began with, nearest first, as long as they are in the registry."""
     for _ in range(LONGEST_CHAIN):
-        match = re.fullmatch(r"models:/([^/@]+)/(\d+)", tags.get("atelier.warm_start", ""))
+        match = re.fullmatch(r"models:/([^/@]+)/(\d+)", tags.get("atelier.init_from", ""))
         if not match:
             return
         try:

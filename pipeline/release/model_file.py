@@ -13,7 +13,8 @@ import mlflow
 import pandas as pd
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
-from pipeline.generation.sampling import Bundle, draw, encode_prompt, load_bundle
+from pipeline.generation.asking import ask
+from pipeline.generation.sampling import Bundle, draw, load_bundle
 from pipeline.models.base import SamplingOptions
 
 MEDIA_TYPES = {".txt": "text/plain", ".png": "image/png", ".wav": "audio/wav"}
@@ -32,7 +33,7 @@ class AtelierModel(PythonModel):
         self, context: PythonModelContext, model_input: pd.DataFrame, params: dict[str, Any] | None = None
     ) -> pd.DataFrame:
         """Draw `count` samples for each row of `model_input`, with its `seed` (0 unless given) and, for tokens, its
-        `temperature`, `top_k`, `top_p`, `length` and (for text) `prompt`.
+        `temperature`, `top_k`, `top_p` and `length`; where the model takes them, its `label` and `prompt`.
 
         Columns of the result: `sample` (a text, or the bytes of a PNG or WAV file), `media_type` and `seed`. The
         same row gives the same samples. Raises: SpecError on a wish that cannot be met.
@@ -46,10 +47,10 @@ class AtelierModel(PythonModel):
                 top_p=float(wish["top_p"]) if "top_p" in wish else None,
                 length=int(wish["length"]) if "length" in wish else None,
             )
-            if wish.get("prompt"):
-                options = encode_prompt(self.bundle, str(wish["prompt"]), options)
-            seed = int(wish.get("seed", 0))
-            raws = draw(self.bundle, int(wish["count"]), seed, options)
+            seed, count = int(wish.get("seed", 0)), int(wish["count"])
+            labels = [_label(wish["label"])] if "label" in wish else []
+            options, _ = ask(self.bundle, count, seed, labels, str(wish.get("prompt", "")) or None, options)
+            raws = draw(self.bundle, count, seed, options)
             samples += [raw if isinstance(raw, str) else codec.to_bytes(raw) for raw in raws]
             seeds += [seed] * len(raws)
         return pd.DataFrame(
@@ -59,6 +60,11 @@ class AtelierModel(PythonModel):
                 "seed": pd.Series(seeds, dtype="int64"),
             }
         )
+
+
+def _label(value: Any) -> str:
+    """A label as the corpus writes it; pandas makes numbers with gaps between them into floats."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
 
 
 mlflow.models.set_model(AtelierModel())

@@ -36,8 +36,8 @@ NOT_OF_THE_WAY = ("seed",)
 @dataclass(frozen=True)
 class RunFacts:
     """What a comparison shows of a run. `label` is its name on the page, `prepared` the key of its data, `layout` that
-    of its examples; `history`, `scores`, `samples` and `seconds` as `build_report` takes them. What a run does not
-    have (one that goes on still, a model without its run) is empty."""
+    of its examples; `history`, `scores`, `samples`, `asked` and `seconds` as `build_report` takes them. What a run does
+    not have (one that goes on still, a model without its run) is empty."""
 
     label: str
     spec: RunSpec
@@ -46,6 +46,7 @@ class RunFacts:
     history: Sequence[Mapping[str, float]] = ()
     scores: Mapping[str, Score] = field(default_factory=dict)
     samples: Sequence[Any] = ()
+    asked: Sequence[str] = ()
     seconds: Mapping[str, float] = field(default_factory=dict)
     model_uri: str | None = None
 
@@ -63,7 +64,9 @@ def build_comparison(out: Path | None, runs: Sequence[RunFacts], created: dateti
         twice = next(label for label in labels if labels.count(label) > 1)
         raise ComparisonError(f"the run {twice!r} is named twice; name every run once")
     each = SAMPLE_BYTES // len(runs)
-    samples = [samples_section(run.layout, run.samples, each, MOST_SAMPLES, SAMPLE_CHARACTERS) for run in runs]
+    samples = [
+        samples_section(run.layout, run.samples, each, MOST_SAMPLES, SAMPLE_CHARACTERS, run.asked) for run in runs
+    ]
     keys = list(dict.fromkeys(key for run in runs for key in run.scores))
     return render(
         "comparison.html.j2",

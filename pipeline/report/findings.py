@@ -19,6 +19,8 @@ QUESTIONS = {
 ANSWERS = {"yes": "Yes", "no": "No", "unclear": "Unclear"}
 OUTCOMES = {"promote": "Promoted", "hold": "Held", "reject": "Rejected"}
 MOST_PAIRS = 12
+MOST_TENSORS = 40
+MOST_UNKNOWN = 100
 MOST_TOKENS = 1500
 LONGEST_TOKEN = 24
 END = "◼"
@@ -145,6 +147,34 @@ def surprise_section(surprise: Sequence[tuple[str, float | None]] | None) -> dic
         "more": len(surprise) - len(shown),
         "levels": range(LEVELS + 1),
         "most": f"{LEVELS * NATS_OF_A_LEVEL:g}",
+    }
+
+
+def inherited_section(inherited: Mapping[str, Any] | None) -> dict[str, Any] | None:
+    """What a training took over from the model that it began with.
+
+    `inherited` is {"source": name, "summary": words, "new_tokens": [word, …], "new_labels": [word, …], "tensors":
+    [{"name": word, "fate": "kept" | "resized" | "new", "how": words}, …]}; tensors that were kept are only counted.
+    """
+    if not inherited:
+        return None
+    words = {"resized": "resized", "new": "made new"}
+    changed = [
+        {"name": tensor["name"], "fate": words[tensor["fate"]], "how": tensor["how"]}
+        for tensor in inherited["tensors"]
+        if tensor["fate"] in words
+    ]
+    unknown = {"Tokens": inherited["new_tokens"], "Labels": inherited["new_labels"]}
+    return {
+        "source": inherited["source"],
+        "summary": inherited["summary"],
+        "tensors": changed[:MOST_TENSORS],
+        "more": max(0, len(changed) - MOST_TENSORS),
+        "unknown": [
+            {"what": what, "shown": names[:MOST_UNKNOWN], "more": max(0, len(names) - MOST_UNKNOWN)}
+            for what, names in unknown.items()
+            if names
+        ],
     }
 
 

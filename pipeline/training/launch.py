@@ -25,9 +25,9 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
+from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
-from pipeline.training.warm import read_weights
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -57,10 +57,10 @@ def train_with_ray(
     run_id: str | None,
     progress: Progress,
     callbacks: Sequence[UserCallback] = (),
-    warm_weights: str | None = None,
+    initial_weights: str | None = None,
 ) -> Trained:
-    """Train on Ray Train workers, from the last checkpoint of `run_key` if there is one, else from `warm_weights`
-    (a name that `warm.keep_weights` gave) if there are any.
+    """Train on Ray Train workers, from the last checkpoint of `run_key` if there is one, else from `initial_weights`
+    (a name that `initial.keep_weights` gave) if there are any.
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
     or TrainingFailedError when workers failed oftener than `training.max_failures`.
@@ -74,7 +74,7 @@ def train_with_ray(
 
     training = spec.training
     use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
-    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, warm_weights)
+    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights)
     trainer = LeanTorchTrainer(
         train_worker,
         own_ray=is_own(),
@@ -225,7 +225,7 @@ def train_in_process(
     tracking_uri: str | None,
     run_id: str | None,
     progress: Progress,
-    warm_weights: str | None = None,
+    initial_weights: str | None = None,
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`). Raises: NonFiniteLossError."""
     folder = store.local_path("training", run_key)
@@ -233,8 +233,8 @@ def train_in_process(
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
     if spec.training.threads_per_worker:
         torch.set_num_threads(spec.training.threads_per_worker)
-    warm = read_weights(store, warm_weights) if warm_weights and not found else None
-    session = Session(spec, prepared, device, resume_from=found[-1] if found else None, warm_weights=warm)
+    initial = read_weights(store, initial_weights) if initial_weights and not found else None
+    session = Session(spec, prepared, device, resume_from=found[-1] if found else None, initial_weights=initial)
     recorder = RunRecorder(tracking_uri, run_id, system_metrics=True) if tracking_uri and run_id else None
 
     def show(at: Position, metrics: dict[str, float]) -> None:

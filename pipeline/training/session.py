@@ -15,14 +15,14 @@ from torch import Tensor
 
 from pipeline.data.feed import make_batches, rows_in_memory
 from pipeline.data.prepared import Prepared
-from pipeline.errors import WarmStartError
+from pipeline.errors import TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
+from pipeline.training.initial import load_weights
 from pipeline.training.loop import Hooks, run_loop
 from pipeline.training.steps import Stepper
-from pipeline.training.warm import load_weights
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
@@ -31,7 +31,7 @@ VALIDATION_EXAMPLES = 1000
 class Session:
     """Everything one rank needs to train `spec` on `prepared`.
 
-    `warm_weights` are those that `training.warm_start` names, where there is no checkpoint to resume from.
+    `initial_weights` are those that `training.init_from` names, where there is no checkpoint to resume from.
     """
 
     def __init__(
@@ -42,20 +42,20 @@ class Session:
         rank: int = 0,
         world_size: int = 1,
         resume_from: Path | None = None,
-        warm_weights: Mapping[str, Tensor] | None = None,
+        initial_weights: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.spec, self.rank, self.world_size = spec, rank, world_size
         self.layout = prepared.layout
         device = torch.device(device)
         model = build_model(spec, self.layout)
-        if spec.training.warm_start is not None and resume_from is None:
-            if warm_weights is None:
-                raise WarmStartError(
-                    f"training.warm_start {spec.training.warm_start!r}: a trial of a campaign begins with new weights; "
+        if spec.training.init_from is not None and resume_from is None:
+            if initial_weights is None:
+                raise TransferError(
+                    f"training.init_from {spec.training.init_from!r}: a trial of a campaign begins with new weights; "
                     "leave it out of the base conf"
                 )
             # Before the stepper is made: its moving average begins with these weights.
-            load_weights(model, warm_weights, spec.training.warm_start)
+            load_weights(model, initial_weights, spec.training.init_from)
         self.stepper = Stepper(model, spec.training, spec.seed, device, rank, world_size)
         training = spec.training
         self.batches = make_batches(prepared, "train", training, spec.seed, rank, world_size, device)
@@ -76,7 +76,8 @@ class Session:
             self.batches.close()
 
     def validate(self, stepper: Stepper) -> dict[str, float]:
-        """Scores on the first rows of the validation split, with one importance sample; a collective."""
+        """Scores on the first rows of the validation split, with one importance sample, which the model heeds; a
+        collective."""
         assert self.held_out is not None
         quick = self.spec.model_copy(
             update={"evaluation": self.spec.evaluation.model_copy(update={"max_examples": VALIDATION_EXAMPLES})}
@@ -94,4 +95,6 @@ class Session:
             for part in gathered:
                 for name, value in (part or {}).items():
                     sums[name] = sums[name] + value if name in sums else value
-        return stepper.model.summarise(sums)
+        scores = stepper.model.summarise(sums)
+        stepper.model.heed(scores)
+        return scores

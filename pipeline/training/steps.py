@@ -7,8 +7,9 @@ step's number is all that has to be saved of it.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -20,18 +21,26 @@ from pipeline.data.batches import Batches
 from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, StepContext, make_generator
 from pipeline.spec import TrainingSpec
+from pipeline.training.freezing import Freezing
 
 
-def make_optimizer(parameters: list[nn.Parameter], training: TrainingSpec, lr_scale: float) -> torch.optim.Optimizer:
-    """The optimiser of one phase. SGD with momentum 0 is plain gradient descent."""
+def make_optimizer(
+    parameters: Mapping[str, nn.Parameter], training: TrainingSpec, lr_scale: float, scales: Mapping[str, float]
+) -> torch.optim.Optimizer:
+    """The optimiser of one phase, a group of parameters (under `scale`) for each of the `scales` of the learning rate.
+    SGD with momentum 0 is plain gradient descent. A parameter without a gradient takes no step and no decay."""
+    groups: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in parameters.items():
+        groups.setdefault(scales[name], []).append(parameter)
     lr, decay = training.lr * lr_scale, training.weight_decay
+    members = [{"params": group, "lr": lr * scale, "scale": scale} for scale, group in groups.items()]
     if training.optimizer == "adam":
-        return torch.optim.Adam(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
+        return torch.optim.Adam(members, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
     if training.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
+        return torch.optim.AdamW(members, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
     if training.optimizer == "rmsprop":
-        return torch.optim.RMSprop(parameters, lr=lr, momentum=training.momentum, weight_decay=decay)
-    return torch.optim.SGD(parameters, lr=lr, momentum=training.momentum, weight_decay=decay)
+        return torch.optim.RMSprop(members, lr=lr, momentum=training.momentum, weight_decay=decay)
+    return torch.optim.SGD(members, lr=lr, momentum=training.momentum, weight_decay=decay)
 
 
 def lr_share(training: TrainingSpec, step: int, progress: float) -> float:
@@ -96,8 +105,10 @@ class Stepper:
         self.batches_per_step = sum(phase.repeats for phase in self.phases if phase.needs_data)
         self.carry: tuple[Tensor, ...] | None = None
         self.members = {phase.name: self._members(phase) for phase in self.phases}
+        self.freezing = Freezing(model, training.transfer)
+        self.frozen = self.freezing.at(0.0)
         self.optimizers = {
-            phase.name: make_optimizer(list(self.members[phase.name].values()), training, phase.lr_scale)
+            phase.name: make_optimizer(self.members[phase.name], training, phase.lr_scale, self.freezing.scales)
             for phase in self.phases
         }
         self.modules = {phase.name: self._wrapped(phase) for phase in self.phases}
@@ -107,11 +118,25 @@ class Stepper:
         return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
 
     def _only(self, phase: Phase) -> None:
-        """Let only the phase's parameters require gradients."""
-        if len(self.phases) > 1:
+        """Let only the phase's parameters require gradients, without those that are frozen now."""
+        if len(self.phases) > 1 or self.freezing.until:
             members = self.members[phase.name]
             for name, parameter in self.model.named_parameters():
-                parameter.requires_grad_(name in members)
+                parameter.requires_grad_(name in members and name not in self.frozen)
+
+    def _thaw(self, progress: float) -> None:
+        """Let parameters train whose time has come, at the same step on every rank."""
+        frozen = self.freezing.at(progress)
+        if frozen == self.frozen:
+            return
+        thawed, self.frozen = self.frozen - frozen, frozen
+        for phase in self.phases:
+            if thawed & self.members[phase.name].keys():
+                # A wrapper waits for the gradients of those parameters that required them when it was made; the old
+                # one must be gone, since the hooks that it left on the parameters go with it.
+                del self.modules[phase.name]
+                gc.collect()
+                self.modules[phase.name] = self._wrapped(phase)
 
     def _wrapped(self, phase: Phase) -> nn.Module:
         module = _PhaseModule(self.model, phase.name)
@@ -135,13 +160,17 @@ class Stepper:
         the device, `check_finite` finds it at the next report.
         """
         means: dict[str, Tensor] = {}
+        self._thaw(progress)
         share = lr_share(self.training, number, progress)
         taken = number * self.batches_per_step
         for place, phase in enumerate(self.phases):
+            if not self.model.takes(phase.name, progress):
+                taken += phase.repeats if phase.needs_data else 0
+                continue
             self._only(phase)
             optimizer = self.optimizers[phase.name]
             for group in optimizer.param_groups:
-                group["lr"] = self.training.lr * phase.lr_scale * share
+                group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share
             for repeat in range(phase.repeats):
                 batch = None
                 if phase.needs_data:

@@ -27,9 +27,9 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, save_checkpoint
+from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
-from pipeline.training.warm import read_weights
 
 KV_NAMESPACE = b"atelier"
 
@@ -44,7 +44,7 @@ class WorkerConfig:
     run_key: str
     tracking_uri: str | None
     run_id: str | None
-    warm_weights: str | None = None
+    initial_weights: str | None = None
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -142,10 +142,10 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     try:
         prepared = open_prepared(open_store(config.storage), config.prepared_key)
         with _latest_checkpoint() as resume_from:
-            warm = None
-            if config.warm_weights is not None and resume_from is None:
-                warm = read_weights(open_store(config.storage), config.warm_weights)
-            session = Session(spec, prepared, get_device(), rank, world_size, resume_from, warm)
+            initial = None
+            if config.initial_weights is not None and resume_from is None:
+                initial = read_weights(open_store(config.storage), config.initial_weights)
+            session = Session(spec, prepared, get_device(), rank, world_size, resume_from, initial)
         hooks = WorkerHooks(session, config)
         started = session.start
         hooks.first_step_at = time.time()

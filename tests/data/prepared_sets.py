@@ -36,6 +36,7 @@ def write_prepared(
     blocks: Sequence[int] | None = None,
     codec: dict[str, Any] | None = None,
     records: Records | None = None,
+    prompts: Sequence[str | None] | None = None,
 ) -> Prepared:
     """A set with a training split of `x` `[N, *shape]`; ids count up from 0, labels are a, b, none, a, …"""
     store = root.child(FOLDER, "k")
@@ -47,7 +48,8 @@ def write_prepared(
     for block in [len(x)] if blocks is None else blocks:
         names = pa.array([f"{i:016x}" for i in range(start, start + block)], pa.string())
         labels = pa.array([["a", "b", None][i % 3] for i in range(start, start + block)], pa.string())
-        writer.write(x[start : start + block], names, names, labels)
+        asked = None if prompts is None else pa.array(prompts[start : start + block], pa.string())
+        writer.write(x[start : start + block], names, names, labels, asked)
         start += block
     entry = {"shards": writer.close(), "rows": writer.rows, "tail_tokens": list(tail)}
     corpus = {} if records is None else {"records": records.save(store)}

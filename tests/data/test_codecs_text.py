@@ -44,6 +44,21 @@ def test_known_characters_come_back(packing: str, text: str) -> None:
     assert codec.decode(codec.encode(text)) == text + "\n" * (packing == "windows")
 
 
+def test_known_words_come_back_with_one_space_between_them() -> None:
+    codec = roomy("words")
+    assert codec.decode(codec.encode(" the  lazy fox\n")) == "the lazy fox"
+    assert codec.decode(codec.encode("the crazy fox")) == "the \N{REPLACEMENT CHARACTER} fox"
+    assert codec.count_unknown("the crazy fox jumped") == 2
+
+
+def test_words_are_ordered_by_how_often_they_are_seen() -> None:
+    codec = make_codec(SPECS.validate_python({"kind": "words", "min_count": 2}))
+    codec.fit(["b a c a", "b d a"])
+    assert codec.state()["words"] == ["a", "b"]
+    with pytest.raises(CodecError, match="no word of the training texts is seen 2 times"):
+        codec.fit(["a b c"])
+
+
 # One token is the beginning of another, one has a space and a letter outside of ASCII, one an expression's signs.
 AWKWARD = ("<|user|>", "<|user|>>", "ende ß", ".*", "\u0120")
 

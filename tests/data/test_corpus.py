@@ -153,7 +153,12 @@ def test_npz_gives_pictures_with_labels_and_splits(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "modality", "count", "labels"),
-    [("digits", "image", 5000, 10), ("pydoc", "text", None, 1), ("plucked", "audio", 1200, 24)],
+    [
+        ("digits", "image", 5000, 10),
+        ("pydoc", "text", None, 1),
+        ("sentences", "text", None, 1),
+        ("plucked", "audio", 1200, 24),
+    ],
 )
 def test_builtin_corpora_are_the_same_each_time(name: str, modality: Any, count: int | None, labels: int) -> None:
     corpus = corpus_of(modality, kind="builtin", name=name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,15 +69,21 @@ def spec_of() -> Callable[..., RunSpec]:
 
 @pytest.fixture
 def prepare_small(tmp_path: Path) -> Callable[..., Prepared]:
-    """Encode raws of each split (label or None beside each) into a prepared set under `tmp_path`."""
+    """Encode raws of each split (label or None beside each) into a prepared set under `tmp_path`; with `words`, each
+    label's text prompt."""
 
-    def make(spec: RunSpec, splits: dict[str, list[tuple[Any, str | None]]]) -> Prepared:
+    def make(
+        spec: RunSpec, splits: dict[str, list[tuple[Any, str | None]]], words: dict[str, str] | None = None
+    ) -> Prepared:
         codec = make_codec(spec.data.codec, single_document=True)
         raws = {name: [raw for raw, _ in rows] for name, rows in splits.items()}
         if codec.needs_fit:
             codec.fit(raws["train"])
         labels = tuple(sorted({label for _, label in splits["train"] if label is not None}))
         layout = codec.layout(labels)
+        if words is not None:
+            prompts = tuple(words.values())
+            layout = replace(layout, prompts=prompts, prompt_counts=(1,) * len(prompts), prompt_length=16)
         store = open_store(str(tmp_path / "storage")).child(FOLDER, KEY)
         entries: dict[str, dict[str, Any]] = {}
         for name, rows in splits.items():
@@ -91,7 +98,8 @@ def prepare_small(tmp_path: Path) -> Callable[..., Prepared]:
                 x = np.stack([codec.encode(raw) for raw in raws[name]])
             writer = ShardWriter(store, name, layout, 1000)
             ids = pa.array([str(row) for row in range(len(x))])
-            writer.write(x, ids, ids, pa.array(given, pa.string()))
+            asked = None if words is None else pa.array([words[str(label)] for label in given])
+            writer.write(x, ids, ids, pa.array(given, pa.string()), asked)
             text = "".join(raws[name]) if layout.modality == "text" else ""
             entries[name] = {
                 "rows": len(x),

@@ -7,11 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import soundfile
 from PIL import Image
 from pyarrow import fs as pafs
 
+from pipeline.data.card import card_text
 from pipeline.data.prepare import prepare
+from pipeline.data.prompts import decode_prompt
 from pipeline.errors import AtelierError, CodecError, CorpusError, StorageError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import Store, open_store
@@ -247,3 +251,50 @@ def test_the_spoken_digits_have_their_own_test_set(store: Store) -> None:
     splits = prepared.manifest.splits
     assert (splits["train"]["rows"], splits["test"]["rows"]) == (2700, 300)
     assert splits["test"]["labels"] == {str(digit): 30 for digit in range(10)}
+
+
+def test_names_say_what_is_said_and_by_whom(tmp_path: Path, store: Store) -> None:
+    folder, random = tmp_path / "digits", np.random.default_rng(0)
+    folder.mkdir()
+    for i in range(60):
+        name = f"{i % 3}_{'anna' if i % 4 else 'bert'}_{i}.wav"
+        soundfile.write(folder / name, random.uniform(-0.5, 0.5, 256), 8000)
+    source = {"kind": "files", "path": str(folder), "label_pattern": r"_([a-z]+)_", "prompt_pattern": r"(\d)_"}
+    words = {"0": "zero", "1": "one", "2": "write to two@example.org"}
+    spec = spec_of(
+        source,
+        {"kind": "waveform", "num_samples": 256},
+        prompt={"of": "source", "words": words, "length": 24},
+        cleaning={"text": {"personal_data": "mask"}},
+        split={"test": 0.2, "validation": 0.0},
+    )
+    prepared = prepare(spec, store)
+    layout, manifest = prepared.layout, prepared.manifest
+    assert layout.labels == ("anna", "bert") and sum(layout.label_counts) == manifest.splits["train"]["rows"]
+    assert set(layout.prompts) == {"zero", "one", "write to [email]"} and layout.prompt_length == 24
+    assert list(layout.prompt_counts) == sorted(layout.prompt_counts, reverse=True)
+    assert sum(layout.prompt_counts) == manifest.splits["train"]["prompts"]["given"]
+    assert manifest.corpus["prompt"]["words"] == words and manifest.report["personal_data"] == {"email": 20}
+    said = {"0": "zero", "1": "one", "2": "write to [email]"}
+    for name in ("train", "test"):
+        arrays = prepared.load_split(name)
+        assert arrays.prompt is not None
+        table = pq.read_table(prepared.store.local_path(manifest.splits[name]["shards"][0]["file"]))
+        for origin, tokens in zip(table["origin"].to_pylist(), arrays.prompt.numpy(), strict=True):
+            assert decode_prompt(tokens) == said[origin[0]]
+    assert not any(b"example.org" in path.read_bytes() for path in prepared.store.local_path().glob("*.parquet"))
+    told = card_text(manifest.as_dict())
+    assert f"prompts (train)      {manifest.splits['train']['rows']}, 3 different\n" in told
+
+
+def test_a_set_without_prompts_keeps_its_place_when_the_model_asks_for_labels_that_are_not_there(
+    tmp_path: Path, store: Store
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(f'{{"text": "number {i}"}}\n' for i in range(60)))
+    codec = {"kind": "bytes", "packing": "documents", "length": 16}
+    plain = spec_of({"kind": "jsonl", "path": str(path), "label_field": "topic"}, codec)
+    asking = make_spec({**plain.as_dict(), "model": {**plain.as_dict()["model"], "condition": {"on": ["label"]}}})
+    with pytest.raises(CorpusError, match=r"model\.condition\.on has 'label', and no training example has a label"):
+        prepare(asking, store)
+    assert left_behind(store) == [prepare(plain, store).key]

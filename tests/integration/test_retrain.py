@@ -181,7 +181,7 @@ def test_with_a_fifth_more_records_a_better_challenger_is_promoted_with_its_figu
     client = MlflowClient(f"sqlite:///{home.storage}/mlflow.db", f"sqlite:///{home.storage}/mlflow.db")
     tags = client.get_run(answer["run_id"]).data.tags
     assert tags["atelier.decision"] == "promoted"
-    assert tags["atelier.warm_start"] == f"models:/{MODEL}/1"
+    assert tags["atelier.init_from"] == f"models:/{MODEL}/1"
     assert client.get_model_version(MODEL, "2").tags["atelier.decision.reason"] == answer["reason"]
     assert "decision.json" in {item.path for item in client.list_artifacts(answer["run_id"])}
     # The challenger began with the champion's weights: its first report is below what five steps had reached.

@@ -7,10 +7,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
+from pipeline.data.prompts import encode_prompts
 from pipeline.models.base import Noise, SamplingOptions, make_generator
-from pipeline.models.conditioning import Asked, Conditioner, make_conditioner, prompt_codec_spec
+from pipeline.models.conditioning import Asked, Conditioner, make_conditioner
 from pipeline.spec import ConditionSpec
 
 LAYOUT = Layout(
@@ -28,8 +28,7 @@ LAYOUT = Layout(
 
 
 def prompts(*texts: str) -> torch.Tensor:
-    codec = make_codec(prompt_codec_spec(LAYOUT.prompt_length))
-    return torch.stack([torch.from_numpy(codec.encode(text)).long() for text in texts])
+    return torch.from_numpy(encode_prompts(texts, LAYOUT.prompt_length).astype("int64"))
 
 
 def conditioner(*on: str, dropout: float = 0.0) -> Conditioner:

@@ -115,7 +115,7 @@ def test_all_mistakes_of_the_file_and_its_conf_are_told_at_once(tmp_path: Path) 
         ({"compare": {"metric": "nll_nat"}}, "did you mean 'nll_nats'"),
         ({"compare": {"metric": "wasserstein"}}, "does not compare"),
         ({"set": ["registry.name=null"]}, "registry.name is not set"),
-        ({"set": ["training.warm_start=models:/x/1"]}, "say warm_start in this file"),
+        ({"set": ["training.init_from=models:/x/1"]}, "say warm_start in this file"),
         ({"set": ["evaluation.split=validation"]}, "models compare on 'test'"),
         ({"conf": "nothing.yaml"}, "there is no such spec"),
         ({"runs": {"kind": "command", "command": ["true"]}}, "nothing to retrain"),

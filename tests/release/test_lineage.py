@@ -63,7 +63,7 @@ def storage(tracking: Tracking, tmp_path_factory: pytest.TempPathFactory) -> Pat
         codec.restore(manifest.codec)
         weights = build_model(spec, codec.layout()).state_dict()
         bundle = save_bundle(tmp_path_factory.mktemp("bundle"), spec, manifest.as_dict(), weights)
-        tags = {"atelier.warm_start": "models:/lineage/1"} if number == 2 else {}
+        tags = {"atelier.init_from": "models:/lineage/1"} if number == 2 else {}
         run_id = start_or_continue_run(tracking, "lineage", "lineage", f"lineage-{number}", tags)
         RunRecorder(tracking.uri, run_id).log_json({"git_commit": "c0ffee", "git_dirty": "true"}, "versions.json")
         register(tracking, run_id, bundle, "lineage", {})

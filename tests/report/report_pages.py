@@ -107,6 +107,18 @@ TEMPERATURE = {
 }
 SURPRISE = [("once", 3.5), (" ", 0.1), ("<upon>", 9.0), ("\n", 0.0), ("", 1.6), ("a", None)] * 30
 
+INHERITED = {
+    "source": "models:/old<1>/3",
+    "summary": "2 tensors kept, 1 resized, 1 made new; 4 of 6 tokens were known",
+    "new_tokens": ["<|user|>", "é"],
+    "new_labels": [],
+    "tensors": [
+        {"name": "a.weight", "fate": "kept", "how": ""},
+        {"name": "b.weight", "fate": "resized", "how": "4×2 to 6×2 along its tokens"},
+        {"name": "c.weight", "fate": "new", "how": "3 there, 5 here"},
+    ],
+}
+
 
 def nearest_pairs(modality: str) -> list[dict[str, Any]]:
     sample, training = SAMPLES[modality]
@@ -141,6 +153,7 @@ def everything(modality: str) -> dict[str, Any]:
         "surprise": SURPRISE,
         "nearest": nearest_pairs(modality),
         "latent": latent_view(modality),
+        "inherited": INHERITED,
     }
 
 

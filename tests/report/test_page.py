@@ -67,6 +67,22 @@ def test_equal_runs_give_equal_pages(modality):
     assert page(modality, **everything(modality)) == page(modality, **everything(modality))
 
 
+def test_what_a_training_began_with_is_told():
+    assert 'id="inherited"' not in page("text")
+    html = page("text", **everything("text"))
+    section = html[html.index('<section id="inherited">') :].split("</section>")[0]
+    for words in (
+        "models:/old&lt;1&gt;/3",
+        "4 of 6 tokens",
+        "b.weight",
+        "c.weight",
+        "&lt;|user|&gt;",
+        "3 there, 5 here",
+    ):
+        assert words in section, words
+    assert "a.weight" not in section
+
+
 def test_text_from_data_is_escaped():
     html = page("text")
     assert "a time &lt;b&gt;&amp;&lt;/b&gt;" in html

@@ -11,17 +11,22 @@ import torch
 import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
 
-from pipeline.spec import RunSpec
+from pipeline.spec import RunSpec, make_spec
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
 
 STEPS = 20
 CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried"]
+CASES += ["vae-options-image", "vae-options-text"]
 SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
 its last bias, and Adam divides the rounding noise of that gradient by its own size, into full steps of random
 sign. In double precision the noise is far below Adam's epsilon; in single precision the GAN is shown with SGD."""
+THAWING = "thawing:"
+"""Cases in which a part of the network is frozen until half of the training is done."""
+CASES += [f"{THAWING}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
+FROZEN = {"vae-image": "encoder.*", "gan-audio": "*.0.*", "rnn-carried": "embedding.*"}
 CASES += [f"{SINGLE}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
 
 
@@ -30,10 +35,23 @@ def _spec(case: str) -> RunSpec:
     if case.startswith(SINGLE):
         case = case.removeprefix(SINGLE)
         settings["optimizer"] = "sgd" if case.startswith("gan") else "adamw"
+    if case.startswith(THAWING):
+        case = case.removeprefix(THAWING)
+        settings["transfer"] = {"freeze": [FROZEN[case]], "unfreeze": {FROZEN[case]: 0.5}, "lr_scales": {"*": 0.5}}
     if case == "rnn-carried":
         return lane_spec(**settings)
+    if case.startswith("vae-options"):
+        return _vae_with_all_options(case.rsplit("-", 1)[1], settings)
     family, modality = case.split("-")
     return cell_spec(family, modality, **settings)
+
+
+def _vae_with_all_options(modality: str, settings: dict[str, Any]) -> RunSpec:
+    spec = cell_spec("vae", modality, **settings).as_dict()
+    spec["model"]["family"] |= {"prior": "flow", "importance_samples": 2, "aggressive_steps": 2, "dropout": 0.2}
+    spec["model"]["family"] |= {"kl_warmup": 0.5, "kl_cycles": 2, "free_bits_nats": 0.1, "word_dropout": 0.3}
+    spec["model"]["condition"] = {"on": ["label"], "size": 3, "dropout": 0.3}
+    return make_spec(spec)
 
 
 def _train(case: str, rank: int, world_size: int, folder: str) -> None:

@@ -95,7 +95,9 @@ def _language(text: str, spec: TextCleaningSpec, lists: Lists) -> str | None:
     return None if found is None or found in spec.languages else f"{found}, allowed {', '.join(spec.languages)}"
 
 
-TEXT_TESTS: tuple[tuple[str, Callable[[str, TextCleaningSpec, Lists], str | None]], ...] = (
+TextTest = Callable[[str, TextCleaningSpec, Lists], str | None]
+
+TEXT_TESTS: tuple[tuple[str, TextTest], ...] = (
     ("empty text", _empty_text),
     ("opt-out", _opted_out),
     ("block list", _blocked),
@@ -105,6 +107,7 @@ TEXT_TESTS: tuple[tuple[str, Callable[[str, TextCleaningSpec, Lists], str | None
     ("symbols", _symbols),
     ("language", _language),
 )
+PROMPT_TESTS: tuple[tuple[str, TextTest], ...] = (("block list", _blocked),)
 
 
 def _tiny_picture(picture: np.ndarray, facts: Facts, spec: ImageCleaningSpec) -> str | None:
@@ -200,7 +203,12 @@ class Cleaner:
             return Cleaned(raw, *_first((name, test(raw, facts, self.spec.image)) for name, test in IMAGE_TESTS))
         return Cleaned(raw, *_first((name, test(raw, facts, self.spec.audio)) for name, test in AUDIO_TESTS))
 
-    def _clean_text(self, text: str) -> Cleaned:
+    def clean_prompt(self, prompt: str) -> Cleaned:
+        """What becomes of the text prompt of a record of any modality: repaired, its personal data masked or a reason
+        to drop the record, and so is a phrase of the block list. The measures of a whole text are not taken of it."""
+        return self._clean_text(prompt, PROMPT_TESTS)
+
+    def _clean_text(self, text: str, tests: Iterable[tuple[str, TextTest]] = TEXT_TESTS) -> Cleaned:
         spec = self.spec.text
         changed: list[str] = []
         for name, is_wanted, repair in TEXT_REPAIRS:
@@ -217,7 +225,7 @@ class Cleaner:
             if personal:
                 counts = ", ".join(f"{count:,} {kind.replace('_', ' ')}" for kind, count in personal.items())
                 return Cleaned(text, PERSONAL_DATA, counts, tuple(changed), personal)
-        dropped, detail = _first((name, test(text, spec, self.lists)) for name, test in TEXT_TESTS)
+        dropped, detail = _first((name, test(text, spec, self.lists)) for name, test in tests)
         return Cleaned(text, dropped, detail, tuple(changed), personal)
 
 

@@ -1,4 +1,4 @@
-"""Rows with fields: what the label, the group and the split of a row are, and the text of a dialogue."""
+"""Rows with fields: what the label, the group, the prompt and the split of a row are, and the text of a dialogue."""
 
 from __future__ import annotations
 
@@ -22,10 +22,11 @@ class RowError(ValueError):
 
 
 def told_by_row(source: FieldSource, row: Mapping[str, Any]) -> dict[str, Any]:
-    """Label, group and split of a row. Raises: RowError when its split is none."""
+    """Label, group, prompt and split of a row. Raises: RowError when its split is none."""
     told: dict[str, Any] = {
         "label": _word(row.get(source.label_field)) if source.label_field else None,
         "group": _word(row.get(source.group_field)) if source.group_field else None,
+        "prompt": _word(row.get(source.prompt_field)) if source.prompt_field else None,
         "split": None,
     }
     if source.split_field:

@@ -58,7 +58,7 @@ class _RowsCorpus(Corpus):
         splits = {}
         for split, dataset in self._load().items():
             names, wanted = dataset.column_names, set[str]()
-            for key in ("column", "label_field", "group_field", "split_field"):
+            for key in ("column", "label_field", "group_field", "split_field", "prompt_field"):
                 column = getattr(self.source, key)
                 if column is not None and column not in names:
                     raise CorpusError(

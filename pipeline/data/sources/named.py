@@ -72,20 +72,21 @@ class NamedCorpus(PathCorpus):
         return _glob_expression(self.source.glob).fullmatch(name) is not None
 
     def told_by(self, name: str) -> dict[str, Any]:
-        """Label, group and split of a path in the corpus."""
+        """Label, group, prompt and split of a path in the corpus."""
         source, label, split = self.source, None, None
         if source.label_from == "folder":
             label = PurePosixPath(name).parent.name or None
         elif source.label_pattern is not None:
             label = _first_group(source.label_pattern, name)
         group = _first_group(source.group_pattern, name) if source.group_pattern is not None else None
+        prompt = _first_group(source.prompt_pattern, name) if source.prompt_pattern is not None else None
         if source.test_pattern is not None and re.search(source.test_pattern, name):
             split = "test"
         elif source.validation_pattern is not None and re.search(source.validation_pattern, name):
             split = "validation"
         elif source.test_pattern is not None or source.validation_pattern is not None:
             split = "train"
-        return {"label": label, "group": group, "split": split}
+        return {"label": label, "group": group, "prompt": prompt, "split": split}
 
     def file_record(self, path: str, data: bytes, error: str | None = None, **place: Any) -> Record:
         """The record that a whole file is: its bytes or, in a corpus of texts, its text.

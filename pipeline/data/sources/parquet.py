@@ -38,8 +38,9 @@ class ParquetCorpus(PathCorpus):
         with self._file(name) as file:
             schema = file.schema_arrow
             shown = self.location.shown_path(name)
-            keys = ("turns_field" if self.source.turns_field else "column", "label_field", "group_field", "split_field")
-            for key, column in ((key, getattr(self.source, key)) for key in keys):
+            payload = "turns_field" if self.source.turns_field else "column"
+            for key in (payload, "label_field", "group_field", "split_field", "prompt_field"):
+                column = getattr(self.source, key)
                 if column is not None and column not in schema.names:
                     raise CorpusError(
                         f"{shown}: there is no column {column!r} (data.source.{key}); it has {', '.join(schema.names)}"
@@ -91,7 +92,8 @@ class ParquetCorpus(PathCorpus):
 
     def _items(self, unit: Unit) -> Iterator[Any]:
         (name, _), row = unit["files"][0], unit["row"]
-        fields = (self.source.label_field, self.source.group_field, self.source.split_field)
+        source = self.source
+        fields = (source.label_field, source.group_field, source.split_field, source.prompt_field)
         columns = list(dict.fromkeys([self.column, *(field for field in fields if field)]))
         self.check_unchanged(unit, 0)
         try:

@@ -102,7 +102,7 @@ class CsvCorpus(RangesCorpus):
         _, columns = self._next_row(name, rows) or (0, [])
         if not isinstance(columns, list):
             raise CorpusError(f"{self.location.shown_path(name)}: its first line is {columns}")
-        fields = ("text_field", "label_field", "group_field", "split_field")
+        fields = ("text_field", "label_field", "group_field", "split_field", "prompt_field")
         for key, column in ((key, getattr(self.source, key)) for key in fields):
             if column is not None and column not in columns:
                 raise CorpusError(

@@ -1,4 +1,4 @@
-"""Warm starts: training begins with the weights given, unless there is a checkpoint; what does not fit is named."""
+"""The weights given are those that training begins with, unless there is a checkpoint; what does not fit is named."""
 
 from __future__ import annotations
 
@@ -6,21 +6,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import WarmStartError
+from pipeline.errors import TransferError
 from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
+from pipeline.training.initial import keep_weights, load_weights, read_weights
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
-from pipeline.training.warm import keep_weights, misfit, read_weights
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
 
 
-def warm_spec(family: str, modality: str, **training: object) -> tuple[RunSpec, Prepared]:
-    spec = cell_spec(family, modality, warm_start="models:/other/1", **training)
+def inheriting_spec(family: str, modality: str, **training: object) -> tuple[RunSpec, Prepared]:
+    spec = cell_spec(family, modality, init_from="models:/other/1", **training)
     return spec, prepared_in_memory(spec)  # type: ignore[return-value]
 
 
@@ -33,17 +32,17 @@ def other_weights(spec: RunSpec, prepared: Prepared) -> dict[str, torch.Tensor]:
 
 @pytest.mark.parametrize(("family", "modality"), CELLS)
 def test_a_session_begins_with_the_weights_and_so_does_their_average(family: str, modality: str) -> None:
-    spec, prepared = warm_spec(family, modality, ema_decay=0.9)
+    spec, prepared = inheriting_spec(family, modality, ema_decay=0.9)
     weights = other_weights(spec, prepared)
-    stepper = Session(spec, prepared, warm_weights=weights).stepper
+    stepper = Session(spec, prepared, initial_weights=weights).stepper
     assert all(torch.equal(value, weights[name]) for name, value in stepper.weights().items())
     assert stepper.average and all(torch.equal(value, weights[name]) for name, value in stepper.average.items())
 
 
-def test_a_checkpoint_goes_before_the_warm_start(tmp_path: Path) -> None:
-    spec, prepared = warm_spec("vae", "image")
+def test_a_checkpoint_goes_before_the_initial_weights(tmp_path: Path) -> None:
+    spec, prepared = inheriting_spec("vae", "image")
     weights = other_weights(spec, prepared)
-    first = Session(spec, prepared, warm_weights=weights)
+    first = Session(spec, prepared, initial_weights=weights)
     first.run(LocalHooks(spec, tmp_path))
     resumed = Session(spec, prepared, resume_from=local_checkpoints(tmp_path)[-1])
     trained = first.stepper.weights()
@@ -52,38 +51,34 @@ def test_a_checkpoint_goes_before_the_warm_start(tmp_path: Path) -> None:
 
 
 def test_the_first_weight_that_does_not_fit_is_named() -> None:
-    spec, prepared = warm_spec("rnn", "text")
-    weights = other_weights(spec, prepared)
+    spec, prepared = inheriting_spec("rnn", "text")
+    weights, model = other_weights(spec, prepared), build_model(spec, prepared.layout)
+    load_weights(model, weights, "models:/other/1")
     name = next(iter(weights))
     shape = list(weights[name].shape)
-    weights[name] = weights[name][:-1]
-    with pytest.raises(WarmStartError, match=r"models:/other/1.*vocabulary") as refused:
-        Session(spec, prepared, warm_weights=weights)
-    assert f"{name!r} is {[shape[0] - 1, *shape[1:]]} in the weights and {shape} in the model" in str(refused.value)
+    for wrong, seen, wanted in (
+        ({**weights, name: weights[name][:-1]}, [shape[0] - 1, *shape[1:]], shape),
+        ({key: value for key, value in weights.items() if key != name}, None, shape),
+    ):
+        with pytest.raises(TransferError) as refused:
+            load_weights(model, wrong, "models:/other/1")
+        assert f"'models:/other/1': {name!r} is {seen} in the weights and {wanted} in the model" in str(refused.value)
+    with pytest.raises(TransferError, match=r"'more' is \[1\] in the weights and None in the model"):
+        load_weights(model, {**weights, "more": torch.zeros(1)}, "models:/other/1")
 
 
-def test_weights_that_are_missing_or_too_many_are_named() -> None:
-    spec, prepared = warm_spec("rnn", "text")
-    weights, model = other_weights(spec, prepared), build_model(spec, prepared.layout)
-    assert misfit(model, weights) is None
-    name = next(iter(weights))
-    assert f"the model's {name!r}" in (misfit(model, {k: v for k, v in weights.items() if k != name}) or "")
-    assert "the weights' 'more'" in (misfit(model, {**weights, "more": torch.zeros(1)}) or "")
-
-
-def test_a_warm_start_that_nobody_resolved_is_no_cold_one() -> None:
-    spec, prepared = warm_spec("rnn", "text")
-    with pytest.raises(WarmStartError, match="begins with new weights"):
+def test_weights_that_nobody_resolved_are_no_new_ones() -> None:
+    spec, prepared = inheriting_spec("rnn", "text")
+    with pytest.raises(TransferError, match="begins with new weights"):
         Session(spec, prepared)
 
 
 def test_weights_are_kept_once_and_a_change_is_found(tmp_path: Path) -> None:
     store = open_store(str(tmp_path / "storage"))
-    save_file({"w": torch.arange(3.0)}, tmp_path / "model.safetensors")
-    name = keep_weights(store, tmp_path / "model.safetensors")
-    assert name == keep_weights(store, tmp_path / "model.safetensors")
+    name = keep_weights(store, {"w": torch.arange(3.0)})
+    assert name == keep_weights(store, {"w": torch.arange(3.0)})
     assert torch.equal(read_weights(store, name)["w"], torch.arange(3.0))
-    path = store.local_path("warm", name)
+    path = store.local_path("initial", name)
     path.write_bytes(path.read_bytes()[:-1] + b"\0")
-    with pytest.raises(WarmStartError, match="the file was changed"):
+    with pytest.raises(TransferError, match="the file was changed"):
         read_weights(store, name)
