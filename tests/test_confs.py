@@ -20,7 +20,8 @@ def test_conf_loads_and_opens_with_its_purpose_and_command(path: Path) -> None:
     opening = path.read_text().split("\nname:")[0]
     assert opening.startswith("# yaml-language-server")
     assert re.search(rf"(atelier train|row_\w+|{path.stem})", opening), "no command that runs it"
-    assert re.search(r"\d+ s\b|[Mm]inute|seconds", opening), "no time that it takes"
+    if path.parent.name == "conf":
+        assert re.search(r"\d+ s\b|[Mm]inute|seconds", opening), "no time that it takes"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=str)
