@@ -22,6 +22,7 @@ from pipeline.evaluation.latent import (
 )
 from pipeline.models import build_model
 from pipeline.models.base import Batch, Noise, SamplingOptions, make_generator
+from pipeline.models.conditioning import Asked
 from pipeline.spec import make_spec
 from tests.conftest import cell_spec, prepared_in_memory
 
@@ -138,6 +139,25 @@ def test_frames_are_what_the_model_decodes_and_the_same_each_time(family, modali
     z[0, dimension] = view.from_prior[0].positions[0]
     assert _equal(view.from_prior[0].frames[0], codec.decode(model.decode(z)[0].numpy()))
     assert view.num_examples == len(view.map.labels) == 12
+
+
+def test_a_conditional_model_is_looked_into_as_what_its_examples_are():
+    """An example's code is that given its own label, and a path between two begins and ends as their labels do."""
+    spec = cell_spec("vae", "image").as_dict()
+    spec["model"]["condition"] = {"on": ["label"], "size": 4}
+    spec["model"]["family"]["prior"] = "flow"
+    prepared = prepared_in_memory(make_spec(spec), validation=12)
+    layout = replace(prepared.layout, labels=("a", "b"))
+    model = build_model(make_spec(spec), layout).eval().requires_grad_(False)
+    held_out = prepared.load_split("validation")
+    held_out.label[:] = torch.arange(12) % 2
+    view = look_into(model, prepared.codec, layout, held_out, 3)
+    walk = view.interpolations[0]
+    first, last = (int(word) - 1 for word in walk.title.split() if word.isdigit())
+    for row, frame in ((first, walk.frames[0]), (last, walk.frames[-1])):
+        told = model.condition_of(Asked(held_out.label[row : row + 1]))
+        mean, _ = model.encode(layout.to_model(held_out.x[row : row + 1]), told)
+        assert _equal(frame, prepared.codec.decode(model.decode(mean, told)[0].numpy()))
 
 
 def test_a_language_model_and_an_empty_split_have_no_latents():
