@@ -160,7 +160,9 @@ def test_an_old_text_loses_no_more_than_what_new_tokens_take_of_the_softmax(
     nats, then = heir.token_nats(new)[0, 1:], donor.token_nats(old)[0, 1:]  # type: ignore[operator]
     num_new = now.vocabulary - before.vocabulary
     shared = torch.tensor([now.meanings().index(meaning) for meaning in before.meanings()])
-    logits = heir._logits(new[:, :-1], None, None)[0][0]  # type: ignore[operator]
+    inputs = new[:, :-1]
+    places = torch.arange(inputs.shape[1])[None]
+    logits = heir._logits(inputs, None, places, None, None, None)[0][0]  # type: ignore[operator]
     share = 1 - logits.softmax(-1)[:, shared].sum(-1)  # of the new tokens, at each place
     torch.testing.assert_close(nats, then - torch.log1p(-share), rtol=1e-4, atol=1e-4)
     # A new token has the mean of all logits, which is at most what the average token has.
