@@ -43,7 +43,7 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.evaluation.metric import Scores
     from pipeline.generation.sampling import load_bundle
-    from pipeline.inheriting import score_forgetting
+    from pipeline.inheriting import facts_of, score_forgetting
     from pipeline.release.tracking import metric_history
     from pipeline.reporting import verdict_on
 
@@ -58,6 +58,7 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
     outcome.metrics = {name: score.value for name, score in scores.items()}
     outcome.verdict = verdict.summary() if verdict else None
     _record_scores(run, scores, verdict)
+    outcome.warnings = _record_health(run)
 
     progress("report", 0, None, "samples, report")
     history = metric_history(run.tracking.uri, run.run_id)
@@ -72,7 +73,8 @@ def conclude(run: Run, bundle: Path, progress: Progress, watch: Stopwatch) -> Ou
         with watch.stage("register"):
             outcome.model_uri, outcome.model_version, gate = _register(run, bundle, scores, verdict)
     with watch.stage("report"):
-        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, asked, sheet, gate, watch)
+        found = {"gate": gate, "warnings": outcome.warnings, "inherited": facts_of(run.store, run.key) or None}
+        outcome.report = _write_page(run, loaded, bundle, history, scores, samples, asked, sheet, found, watch)
     return outcome
 
 
@@ -92,6 +94,17 @@ def _record_scores(run: Run, scores: Scores, verdict: Verdict | None) -> None:
     for name in kept.list_names("extractors"):
         if name.rsplit(".", 1)[0] in used:
             recorder.log_bytes(kept.read_bytes("extractors", name), f"extractors/{name}")
+
+
+def _record_health(run: Run) -> list[dict[str, Any]]:
+    """The warnings of the run's training, which are recorded in MLflow too."""
+    if not run.store.exists("runs", run.key, "health.json"):  # trained before there were warnings
+        return []
+    warnings: list[dict[str, Any]] = run.store.read_json("runs", run.key, "health.json")
+    run.recorder.log_json(warnings, "health.json")
+    if warnings:
+        run.recorder.log_tags({"atelier.warnings": ", ".join(warning["kind"] for warning in warnings)})
+    return warnings
 
 
 def _record_samples(run: Run, loaded: Bundle) -> tuple[list[Any], list[str], bytes | None]:
@@ -139,11 +152,10 @@ def _write_page(
     samples: list[Any],
     asked: list[str],
     sheet: bytes | None,
-    gate: dict[str, Any] | None,
+    found: dict[str, Any],
     watch: Stopwatch,
 ) -> str:
-    """Write the run's page; where it is."""
-    from pipeline.inheriting import facts_of
+    """Write the run's page, with what was `found` of its training and release; where it is."""
     from pipeline.release.tracking import versions
     from pipeline.report.page import build_report
     from pipeline.reporting import looked_into
@@ -159,8 +171,7 @@ def _write_page(
         overview_png=sheet,
         seconds=watch.with_total(),
         versions=versions(),
-        gate=gate,
-        inherited=facts_of(run.store, run.key) or None,
+        **found,
         **looked_into(loaded, run.prepared, bundle, scores),
     )
     run.store.write_bytes(page.encode(), "runs", run.key, "report.html")

@@ -23,6 +23,8 @@ class Outcome:
     prepared: str | None = None
     report: str | None = None
     verdict: dict[str, Any] | None = None
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """Of the training's health: each has a kind, what was seen and at which steps, what it means and what to do."""
 
     def as_json(self) -> str:
         return json.dumps(vars(self), ensure_ascii=False)

@@ -7,6 +7,9 @@ from collections.abc import Callable
 Progress = Callable[[str, int, int | None, str], None]
 """Called with the stage, how much is done, of how much (None when unknown) and a short note."""
 
+WARNING = "warning"
+"""A stage of its own: each note is said once, as it is, and counts nothing."""
+
 
 def silent(stage: str, done: int, total: int | None, note: str) -> None:
     """Tell nobody."""

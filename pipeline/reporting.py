@@ -125,6 +125,8 @@ class Gathered:
     """Where the bundle lies on this machine, if it does."""
     inherited: dict[str, Any]
     """What it took over from the model that it began with; empty for one that began with new weights."""
+    warnings: list[dict[str, Any]] | None = None
+    """Of the training's health; None where none were recorded."""
 
 
 def report_job(references: Sequence[str], out: Path, storage: str | None, progress: Progress = silent) -> list[str]:
@@ -239,8 +241,11 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
         seconds=outcome.get("seconds", {}),
         model_uri=place.model_uri or outcome.get("model_uri"),
     )
+    # An empty object stands for a record that is not there; an empty list for no warning.
+    health = recorded("health.json")
+    warnings = health if isinstance(health, list) else None
     ended = run.ended if run else None
-    return Gathered(facts, manifest, recorded("versions.json"), ended, loaded, folder, recorded(INHERITED))
+    return Gathered(facts, manifest, recorded("versions.json"), ended, loaded, folder, recorded(INHERITED), warnings)
 
 
 def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
@@ -263,6 +268,7 @@ def _report_of_one(gathered: Gathered, store: Store, out: Path) -> None:
         seconds=facts.seconds,
         versions=gathered.versions,
         created=gathered.ended,
+        warnings=gathered.warnings,
         inherited=gathered.inherited or None,
         **shown,
     )

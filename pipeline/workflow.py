@@ -306,6 +306,8 @@ def _train(
     watch.add("launch", first_step_at - begun)
     watch.add("to_first_step", first_step_at - watch.started)
     watch.add("train", time.time() - first_step_at)
+    # Before the bundle, with which the training counts as done.
+    store.write_json(trained.warnings, "runs", key, "health.json")
     save_bundle(bundle, spec, prepared.manifest.as_dict(), trained.weights)
 
 

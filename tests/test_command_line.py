@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from jobs.terminal import Terminal
+from pipeline.progress import WARNING
 from tests.command_line import Answer, run, run_here
 
 
@@ -77,3 +79,10 @@ def test_tracking_server_that_does_not_answer_is_said_before_training(
     assert answer["kind"] == "TrackingError"
     assert "127.0.0.1:9" in answer["error"]
     assert not list(tmp_path.glob("runs/*"))
+
+
+def test_a_warning_is_said_as_it_is_and_never_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal = Terminal()
+    for number in range(3):  # faster than progress is told
+        terminal(WARNING, 0, None, f"number {number} of [3]")
+    assert capsys.readouterr().err.splitlines() == [f"warning  number {number} of [3]" for number in range(3)]

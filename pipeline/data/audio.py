@@ -160,8 +160,8 @@ class MuLawCodec(SoundCodec):
         return tokens
 
     def meanings(self) -> tuple[Hashable, ...]:
-        """The number of levels and the level, since what it stands for depends on both; then end and padding."""
-        return (*((self.levels, level) for level in range(self.levels)), ("packing", "end"), ("packing", "pad"))
+        """The number of levels and the token: what one stands for depends on both."""
+        return tuple((self.levels, token) for token in range(self.layout().vocabulary))
 
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Integers `[T]` as float32 `[T]` in [-1, 1]."""

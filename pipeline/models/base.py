@@ -205,6 +205,14 @@ class GenerativeModel(nn.Module, ABC):
     def objective(self) -> str:
         """The score (lower is better) that validation, tuning and release compare; a key of `summarise`."""
 
+    def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
+        """Scalars on a fixed batch of held-out examples and one of training examples, with the same noise every time,
+        by which `training/health.py` judges whether the training is healthy; none by default.
+
+        Called without gradients, in evaluation mode, when `progress` (in [0, 1]) of the training is done.
+        """
+        return {}
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 

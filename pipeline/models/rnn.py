@@ -272,6 +272,12 @@ class RecurrentLanguageModel(GenerativeModel):
     # --- samples ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def read(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
+        """Logits `[B, V]` of what follows `tokens` `[B, T]`, and the state that reading them leaves."""
+        logits, carry = self._logits(tokens, carry, None)
+        return logits[:, -1], carry
+
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """Tokens `[count, length]`, after the prompt; an example that ended is padded."""
         layout, frame, device = self.layout, self.family.frame, self.head.bias.device

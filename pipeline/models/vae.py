@@ -210,6 +210,11 @@ class VariationalAutoencoder(GenerativeModel):
             "active_units": float((variance > ACTIVE_VARIANCE).sum()),
         }
 
+    def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
+        """How far the annealing of the KL has come; the KL and the active units are among the scores."""
+        warmup = self.family.kl_warmup
+        return {"kl_weight_share": torch.tensor(1.0 if warmup == 0 else min(1.0, progress / warmup))}
+
 
 class _NoiseOfDraws(Noise):
     """Noise for rows of which each example has `draws` in a row: a worker's slice is of examples, not of rows."""

@@ -20,7 +20,7 @@ SCHEDULES = ("lr", "learning_rate", "beta")
 """Settings that a schedule moves, down to nothing: always on a linear axis."""
 MACHINE = ("second", "lr", "learning_rate")
 """What says more of the machine than of the model."""
-SERIES = ("train", "validation", "test")
+SERIES = ("train", "validation", "test", "health")
 
 
 @dataclass(frozen=True)

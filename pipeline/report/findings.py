@@ -1,4 +1,4 @@
-"""What was found of a model, in words and tables: the verdict, the gate's decision, nearest neighbours, surprise.
+"""What was found of a model, in words and tables: verdict, health, the gate's decision, nearest neighbours, surprise.
 
 Pure functions of plain values (see each one for their form), giving what the templates show; None without input.
 """
@@ -47,6 +47,24 @@ def verdict_section(verdict: Mapping[str, Any] | None) -> list[dict[str, Any]] |
         for key, (question, meaning) in QUESTIONS.items()
         if key in verdict
     ]
+
+
+def warnings_section(warnings: Sequence[Mapping[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """What the rules of health said of the training; an empty list when they said nothing, None when none were asked.
+
+    `warnings` are [{"title": words, "message": sentence, "step": n, "last_step": n, "times": n, "meaning": sentences,
+    "advice": sentences}, …] as `training/health.py` gives them.
+    """
+    if warnings is None:
+        return None
+    found = []
+    for warning in warnings:
+        when = f"at step {warning['step']:,}"
+        if warning["times"] > 1:
+            when = f"{warning['times']:,} times from step {warning['step']:,} to step {warning['last_step']:,}"
+        words = {key: str(warning[key]) for key in ("kind", "title", "message", "meaning", "advice")}
+        found.append({**words, "when": when})
+    return found
 
 
 def gate_section(gate: Mapping[str, Any] | None) -> dict[str, Any] | None:

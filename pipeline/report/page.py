@@ -27,6 +27,7 @@ from pipeline.report.findings import (
     surprise_section,
     temperature_charts,
     verdict_section,
+    warnings_section,
 )
 from pipeline.report.latent_view import latent_section
 from pipeline.report.media import MOST_CHARACTERS, Media, data_uri
@@ -65,6 +66,7 @@ def build_report(
     nearest: Sequence[Mapping[str, Any]] | None = None,
     temperature: Mapping[str, Sequence[Sequence[float]]] | None = None,
     surprise: Sequence[tuple[str, float | None]] | None = None,
+    warnings: Sequence[Mapping[str, Any]] | None = None,
     inherited: Mapping[str, Any] | None = None,
 ) -> str:
     """The page as HTML, also written whole to `out` where given; smaller than `MOST_BYTES`.
@@ -72,8 +74,9 @@ def build_report(
     `history` rows are {"step": n, "train/loss": …}; `samples`, and `examples` of the corpus, are raw (texts, uint8
     `[H, W, C]`, float32 `[T]`); `asked` says in words what each sample was asked for, if anything; `overview_png` is
     shown when there are no samples; `seconds` is by stage, with `total` if known. `surprise` is tokens of a held-out
-    text with their nats; `findings` says the form of the others. What `Scores` refused is told with its reason. Equal
-    arguments give equal bytes. Raises: StorageError when `out` cannot be written.
+    text with their nats; `warnings` are those of the training's health, and when there are none that is told;
+    `findings` says the form of the others. What `Scores` refused is told with its reason. Equal arguments give equal
+    bytes. Raises: StorageError when `out` cannot be written.
     """
     facts = manifest.as_dict() if isinstance(manifest, Manifest) else dict(manifest)
     layout = facts["layout"]
@@ -88,6 +91,7 @@ def build_report(
         headline=_headline(spec, history, scores, seconds),
         verdict=verdict_section(verdict),
         gate=gate_section(gate),
+        warnings=warnings_section(warnings),
         samples=samples_section(layout, samples, SAMPLE_BYTES, asked=asked),
         overview=_overview(overview_png) if not samples else None,
         nearest=nearest_section(nearest, layout, NEAREST_BYTES),

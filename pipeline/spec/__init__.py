@@ -59,17 +59,20 @@ from pipeline.spec.evaluation import (
     NetworkInputSpec,
     TorchScriptExtractorSpec,
 )
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import (
     AnyBackboneSpec,
     AnyFamilySpec,
     ConditionSpec,
     ConvBackboneSpec,
     GanSpec,
+    GumbelSpec,
     MlpBackboneSpec,
     ModelSpec,
     RecurrentBackboneSpec,
     ResnetBackboneSpec,
     RnnSpec,
+    SignalBackboneSpec,
     VaeSpec,
 )
 from pipeline.spec.release import Limit, ReleaseSpec
@@ -99,10 +102,13 @@ __all__ = [
     "CsvSource",
     "DataSpec",
     "DuplicatesSpec",
+    "EarlyStoppingSpec",
     "EvaluationSpec",
     "FieldSource",
     "FilesSource",
     "GanSpec",
+    "GumbelSpec",
+    "HealthSpec",
     "HuggingFaceSource",
     "ImageCleaningSpec",
     "ImageCodecSpec",
@@ -127,6 +133,7 @@ __all__ = [
     "ResnetBackboneSpec",
     "RnnSpec",
     "RunSpec",
+    "SignalBackboneSpec",
     "SoundCodecSpec",
     "Source",
     "SplitSpec",

@@ -61,8 +61,9 @@ class VaeSpec(Strict):
     The code: `prior: flow` is learned with the rest, which costs a quarter more time a step and is worth 4 nats on
     MNIST. `beta` weighs the KL term (Higgins et al. 2017); it rises from 0 over the first `kl_warmup` of the training,
     linearly, or in `kl_cycles` that each begin at 0 again (Fu et al. 2019). `free_bits_nats` is the least KL a latent
-    unit is charged for (Kingma et al. 2016; with a learned prior, that many times `latent_size` for the whole code).
-    `importance_samples` above 1 trains the importance-weighted bound (Burda et al. 2016) instead.
+    unit is charged for (Kingma et al. 2016), or the whole code `latent_size` times that, where the prior is learned or
+    samples are several. `importance_samples` above 1 trains the importance-weighted bound instead (Burda et al.
+    2016).
     Before each step the encoder takes `aggressive_steps` of its own, until a validation finds that its codes say no
     more of the examples than at the one before, at most for half of the training (He et al. 2019).
     `dropout` falls on what the encoder sees in an example, `word_dropout` hides tokens from the decoder of text.
@@ -92,25 +93,6 @@ class VaeSpec(Strict):
         if self.binarise is not None and self.likelihood not in (None, "bernoulli"):
             raise ValueError(f"binarise {self.binarise!r} makes zeros and ones; likelihood must be 'bernoulli'")
         return self
-
-
-class GanSpec(Strict):
-    """A generative adversarial network: a generator and a critic, each a phase.
-
-    `loss: wasserstein` with `gradient_penalty` is WGAN-GP (Gulrajani et al. 2017); the others are the minimax
-    and non-saturating losses (Goodfellow et al. 2014), least squares (Mao et al. 2017) and hinge (Lim and Ye
-    2017).
-    """
-
-    kind: Literal["gan"]
-    latent_size: Count = 64
-    loss: Literal["wasserstein", "minimax", "non_saturating", "least_squares", "hinge"] = "wasserstein"
-    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
-    critic_steps: Count = 5
-    critic_lr_scale: Rate = 1.0
-
-
-AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind")]
 
 
 class MlpBackboneSpec(Strict):
@@ -187,9 +169,55 @@ class RecurrentBackboneSpec(Strict):
     norm: Literal["none", "layer"] = "none"
 
 
+SignalBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec, Field(discriminator="kind")]
+
 AnyBackboneSpec = Annotated[
     MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")
 ]
+
+
+class GumbelSpec(Strict):
+    """Generated tokens as samples through which gradients pass: the Gumbel-softmax (Jang et al. 2017).
+
+    Its temperature goes geometrically from `temperature` to `final_temperature` over the training: high ones are soft
+    and their gradients steady, low ones are nearly one-hot. `straight_through` shows the critic one-hots and takes the
+    gradients of the soft ones.
+    """
+
+    temperature: Rate = 1.0
+    final_temperature: Rate = 0.5
+    straight_through: bool = True
+
+
+class GanSpec(Strict):
+    """A generative adversarial network: a generator and a critic, each a phase.
+
+    `loss: wasserstein` with `gradient_penalty` is WGAN-GP (Gulrajani et al. 2017); the others are the minimax
+    and non-saturating losses (Goodfellow et al. 2014), least squares (Mao et al. 2017) and hinge (Lim and Ye
+    2017). `real_gradient_penalty` weighs R1 (Mescheder et al. 2018); `spectral_norm` divides the critic's layers by
+    their largest singular values (Miyato et al. 2018). `augment` changes what the critic sees, real or generated, by
+    one differentiable policy (Zhao et al. 2020), for corpora of a few thousand examples or fewer: `colour`,
+    `translation` and `cutout` for pictures, `shift`, `gain` and `time_mask` for sound. `phase_shuffle` moves the
+    critic's activations of a waveform by up to that many samples a level (Donahue et al. 2019). A generator of tokens
+    gives soft one-hots or, with `gumbel`, samples; under a recurrent backbone it writes them one after the other, each
+    fed back (Press et al. 2017), and the critic needs a `critic_backbone` of its own.
+    """
+
+    kind: Literal["gan"]
+    latent_size: Count = 64
+    loss: Literal["wasserstein", "minimax", "non_saturating", "least_squares", "hinge"] = "wasserstein"
+    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
+    real_gradient_penalty: Annotated[float, Field(ge=0)] = 0.0
+    spectral_norm: bool = False
+    critic_steps: Count = 5
+    critic_lr_scale: Rate = 1.0
+    augment: tuple[Literal["colour", "translation", "cutout", "shift", "gain", "time_mask"], ...] = ()
+    phase_shuffle: Annotated[int, Field(ge=0)] = 0
+    gumbel: GumbelSpec | None = None
+    critic_backbone: SignalBackboneSpec | None = None
+
+
+AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind")]
 
 
 class ConditionSpec(Strict):

@@ -16,12 +16,14 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    WaveformCodecSpec,
     gives_label,
     gives_prompt,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
+from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
+from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -54,6 +56,9 @@ class TrainingSpec(Strict):
     `init_from` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder, a checkpoint's folder) with
     whose weights the training begins, as far as they fit; its optimisers and schedule begin anew. `transfer` says which
     parameters then train when, and how fast.
+    `health` says what happens when a training explodes, `early_stopping` when it ends before its limit. With either
+    `early_stopping` or `keep_best` the bundle gets the weights (averaged, where there is an average) of the validation
+    with the lowest objective, not the last ones; checkpoints go on from the last ones all the same.
     """
 
     steps: Count = 10_000
@@ -84,6 +89,9 @@ class TrainingSpec(Strict):
     validate_every: Count = 1000
     keep_checkpoints: Count = 2
     max_failures: Annotated[int, Field(ge=0)] = 2
+    health: HealthSpec = HealthSpec()
+    early_stopping: EarlyStoppingSpec | None = None
+    keep_best: bool = False
 
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
@@ -144,10 +152,15 @@ class RunSpec(Strict):
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if isinstance(family, GanSpec):
+            mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if family.kind == "vae" and not tokens:
             mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
-        if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
+        if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
+            mistakes.append(
+                "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
+                "critic's, by which no two steps compare; set training.steps, and evaluate its checkpoints"
+            )
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(
                 f"data.codec.packing 'windows' cuts text anywhere; model.family.kind {family.kind!r} needs 'documents'"
@@ -244,3 +257,32 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSp
             f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )
+
+
+def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) -> Iterable[str]:
+    """What a GAN can be told that only some codecs and backbones have."""
+    sound = isinstance(codec, WaveformCodecSpec | LogMelCodecSpec)
+    critic = family.critic_backbone or backbone
+    if backbone.kind == "recurrent" and not tokens:
+        yield (
+            f"model.backbone.kind 'recurrent': a gan over data.codec.kind {codec.kind!r} needs 'conv', 'resnet' or "
+            "'mlp'"
+        )
+    elif critic.kind == "recurrent":
+        yield (
+            "model.family.critic_backbone: a recurrent generator needs a critic of another kind, such as "
+            "{kind: resnet, channels: [128, 128]}"
+        )
+    for name in family.augment:
+        if tokens or (name in ("shift", "gain", "time_mask")) != sound:
+            allowed = (
+                "none for tokens" if tokens else "shift, gain, time_mask" if sound else "colour, translation, cutout"
+            )
+            yield f"model.family.augment {name!r}: data.codec.kind {codec.kind!r} knows {allowed}; leave it out"
+    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and critic.kind in ("conv", "resnet")):
+        yield (
+            f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
+            "resnet backbone; set it to 0"
+        )
+    if family.gumbel is not None and not tokens:
+        yield f"model.family.gumbel: data.codec.kind {codec.kind!r} has no tokens to draw; leave it out"

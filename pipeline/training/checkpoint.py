@@ -19,6 +19,7 @@ from torch import Tensor
 
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import RunSpec
+from pipeline.training.course import Course
 from pipeline.training.steps import Stepper
 
 FORMAT = 1
@@ -42,6 +43,9 @@ FREE_TO_CHANGE = (
     ("training", "validate_every"),
     ("training", "keep_checkpoints"),
     ("training", "max_failures"),
+    ("training", "health"),
+    ("training", "early_stopping"),
+    ("training", "keep_best"),
 )
 """Keys of the spec that may differ between a checkpoint and the run that resumes it."""
 
@@ -74,6 +78,7 @@ def _write(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Positi
         "weights.safetensors": stepper.weights(),
         "average.safetensors": stepper.average,
         "optimizer.safetensors": stepper.optimizer_tensors(),
+        "best.safetensors": stepper.best,
         "carry.safetensors": {str(number): part for number, part in enumerate(carry)},
     }
     digests = {}
@@ -87,6 +92,7 @@ def _write(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Positi
         "seconds": at.seconds,
         "torch": torch.__version__,
         "spec": spec.as_dict(),
+        "course": stepper.course.as_dict(),
         "sha256": digests,
     }
     temporary = folder / f"{STATE}.tmp"
@@ -115,12 +121,20 @@ def load_checkpoint(folder: Path, stepper: Stepper, spec: RunSpec) -> Position:
         tensors["optimizer.safetensors"],
         tuple(carry[str(number)] for number in range(len(carry))),
     )
+    # A checkpoint from before there were these has neither.
+    stepper.best = tensors.get("best.safetensors", {})
+    stepper.course = Course.from_dict(state.get("course", {}))
     return Position(state["step"], state["seconds"])
 
 
 def load_scoring_weights(folder: Path) -> dict[str, Tensor]:
-    """The weights for scores and samples from a checkpoint: the average where there is one."""
+    """The weights for scores and samples from a checkpoint: those of the best validation where they were kept, else
+    the last ones, averaged where there is an average."""
     state = read_state(folder)
+    if digest := state["sha256"].get("best.safetensors"):
+        best = _read(folder / "best.safetensors", digest)
+        if best:
+            return best
     weights = _read(folder / "weights.safetensors", state["sha256"]["weights.safetensors"])
     return {**weights, **_read(folder / "average.safetensors", state["sha256"]["average.safetensors"])}
 

@@ -20,11 +20,12 @@ from torch import Tensor
 import pipeline.errors
 from pipeline.data.prepared import Prepared
 from pipeline.errors import TrainingFailedError
-from pipeline.progress import Progress
+from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
 from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
+from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
@@ -46,6 +47,8 @@ class Trained:
     weights: dict[str, Tensor]
     first_step_at: float | None
     metrics: dict[str, float] = field(default_factory=dict)
+    warnings: list[dict[str, Any]] = field(default_factory=list)
+    """Of the training's health, as `health.warnings_of` gives them."""
 
 
 def train_with_ray(
@@ -108,7 +111,8 @@ def train_with_ray(
         weights = load_scoring_weights(Path(folder))
     metrics = {k: v for k, v in (result.metrics or {}).items() if isinstance(v, float)}
     step = int(value.get("step", (result.metrics or {}).get("step", 0)))
-    return Trained(step, float(value.get("seconds", 0.0)), weights, follower.first_step_at, metrics)
+    seconds, warnings = float(value.get("seconds", 0.0)), value.get("warnings", [])
+    return Trained(step, seconds, weights, follower.first_step_at, metrics, warnings)
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -131,6 +135,7 @@ class _Follower:
     def __init__(self, run_key: str, steps: int, max_seconds: float | None, progress: Progress) -> None:
         self.run_key, self.steps, self.max_seconds, self.progress = run_key, steps, max_seconds, progress
         self.first_step_at: float | None = None
+        self.num_said = 0
         self.started = time.time()
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, name="atelier-progress", daemon=True)
@@ -151,6 +156,9 @@ class _Follower:
             values = told(self.run_key)
             if values and values["first_step_at"] and values["first_step_at"] >= self.started - 1:
                 self.first_step_at = self.first_step_at or values["first_step_at"]
+                for message in values.get("warnings", [])[self.num_said :]:
+                    self.progress(WARNING, 0, None, message)
+                    self.num_said += 1
                 self.progress("train", values["step"], self.steps, describe(values, self.steps, self.max_seconds))
             else:
                 waited = time.time() - self.started
@@ -180,7 +188,7 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
 
 
 class LocalHooks:
-    """Reports and checkpoints of a training in this process: MLflow where given, files, a callback."""
+    """Reports, warnings and checkpoints of a training in this process: MLflow where given, files, callbacks."""
 
     def __init__(
         self,
@@ -188,8 +196,11 @@ class LocalHooks:
         folder: Path | None = None,
         recorder: RunRecorder | None = None,
         on_report: Callable[[Position, dict[str, float]], None] | None = None,
+        on_warning: Callable[[HealthWarning], None] | None = None,
     ) -> None:
-        self.spec, self.folder, self.recorder, self.on_report = spec, folder, recorder, on_report
+        self.spec, self.folder, self.recorder = spec, folder, recorder
+        self.on_report, self.on_warning = on_report, on_warning
+        self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
@@ -198,6 +209,11 @@ class LocalHooks:
             self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
         if self.on_report is not None:
             self.on_report(at, metrics)
+
+    def warn(self, at: Position, warning: HealthWarning) -> None:
+        self.warnings.append(warning)
+        if self.on_warning is not None:
+            self.on_warning(warning)
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         if self.folder is None:
@@ -243,7 +259,7 @@ def train_in_process(
             "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
         )
 
-    hooks = LocalHooks(spec, folder, recorder, show)
+    hooks = LocalHooks(spec, folder, recorder, show, lambda warning: progress(WARNING, 0, None, warning.in_words()))
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
@@ -252,4 +268,6 @@ def train_in_process(
         torch.set_flush_denormal(False)
         if recorder is not None:
             recorder.close()
-    return Trained(end.step, end.seconds, session.stepper.scoring_weights(), first_step_at, hooks.metrics)
+    stepper = session.stepper
+    warnings = warnings_of(stepper.course)
+    return Trained(end.step, end.seconds, stepper.bundled_weights(), first_step_at, hooks.metrics, warnings)

@@ -1,14 +1,14 @@
-"""The training loop: steps, reports, validation and checkpoints, until the limit.
+"""The training loop: steps, reports, validation and checkpoints, until the limit or until nothing is gained any more.
 
 Plain PyTorch, in every training worker; Ray, MLflow and the terminal come in through `Hooks`, tests pass a
-list. Time is counted over resumptions. Nothing is synchronised with the device between reports.
+list. Time is counted over resumptions. Nothing is synchronised with the device between reports. A training that
+explodes is taken back to its last checkpoint here, where the spec asks for it.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,54 +16,62 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.data.batches import Batches
+from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
+from pipeline.training.health import HealthWarning, Watch
+from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
+from pipeline.training.stopping import note_objective, should_stop
 
 CLOCK_EVERY = 10
 """Steps between two looks at a shared clock, which costs a broadcast when there are several workers."""
 
 START = Position()
 
-Validate = Callable[[Stepper], dict[str, float]]
-"""Scores of the held-out split; all ranks call it together."""
+Validate = Callable[[Stepper, float], tuple[dict[str, float], dict[str, float]]]
+"""Scores of the held-out split, and vital signs, at a progress in [0, 1]; all ranks call it together."""
 
 
 class Hooks(Protocol):
-    """What the loop tells the outside. Every rank calls both, equally often."""
+    """What the loop tells the outside. Every rank calls each, equally often."""
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
-        """Means since the last report, averaged over ranks, under `train/…`, `validation/…`."""
+        """Means since the last report, averaged over ranks, under `train/…`, `health/…`, `validation/…`."""
+
+    def warn(self, at: Position, warning: HealthWarning) -> None:
+        """Say `warning`, which comes for the first time."""
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """Save the state after `at.step` steps."""
 
 
-@dataclass
 class _Means:
-    """Running means of what steps report, kept on the device."""
+    """Running means of what steps report, kept on the device; each over the steps that reported it."""
 
-    sums: dict[str, Tensor]
-    count: int = 0
+    def __init__(self) -> None:
+        self.sums: dict[str, Tensor] = {}
+        self.counts: dict[str, int] = {}
 
     def add(self, means: dict[str, Tensor]) -> None:
-        self.count += 1
         for name, value in means.items():
             value = value.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
+            self.counts[name] = self.counts.get(name, 0) + 1
 
     def take(self, world_size: int, waited: float) -> tuple[dict[str, float], float]:
         """The means, and the mean of the seconds that each rank `waited`; both over all ranks."""
         names = sorted(self.sums)
-        stacked = torch.stack([self.sums[name] for name in names]) / max(self.count, 1)
+        stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
         stacked = torch.cat([stacked, stacked.new_tensor([waited])])
         if world_size > 1:
             dist.all_reduce(stacked)
             stacked /= world_size
-        self.sums, self.count = {}, 0
+        self.sums, self.counts = {}, {}
         *means, waited = stacked.tolist()
-        return dict(zip(names, means, strict=True)), waited
+        keys = [name if "/" in name else f"train/{name}" for name in names]
+        return dict(zip(keys, means, strict=True)), waited
 
 
 class _Waiting:
@@ -123,43 +131,64 @@ def run_loop(
     start: Position = START,
     validate: Validate | None = None,
 ) -> Position:
-    """Train from `start` to the limit; return where it ended.
+    """Train from `start` to the limit, or until early stopping ends it; return where it ended.
 
-    Reports come every `report_every` steps and at the end, validation every `validate_every` and at the end,
-    checkpoints every `checkpoint_every` and at the end. `train/data_wait_share` is the share (0 to 1, lower is better,
-    mean over ranks) of the time since the last report that steps spent waiting for their batches. Raises:
-    NonFiniteLossError.
+    Reports come every `report_every` steps, validation every `validate_every`, checkpoints every `checkpoint_every`,
+    each also at the end; a report goes before a validation and a checkpoint, so that nothing unhealthy is saved and a
+    resumed run judges the same means. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks)
+    of the time since the last report that steps spent waiting for their batches. Raises: NonFiniteLossError.
     """
     clock = Clock(start.seconds, training.max_seconds, stepper.world_size, stepper.device)
-    means = _Means({})
     step = start.step
     progress = progress_of(training, step, clock.look(step))
     waiting = _Waiting(batches)
-    last_time, last_step = time.monotonic(), step
+    means, last_time, last_step = _Means(), time.monotonic(), step
     examples_per_step = training.batch_size * stepper.batches_per_step
-    while progress < 1.0:
-        means.add(stepper.step(step, waiting, progress))
-        share = lr_share(training, step, progress)
-        step += 1
-        progress = progress_of(training, step, clock.look(step))
-        ends = progress >= 1.0
-        at = Position(step, clock.own())
-        metrics: dict[str, float] = {}
-        if ends or step % training.report_every == 0:
-            seen, waited = means.take(stepper.world_size, waiting.take())
-            metrics = {f"train/{name}": value for name, value in seen.items()}
+    watch = Watch(stepper.course)
+    watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
+    back = WayBack(training.health, stepper, step)
+    while progress < 1.0 and not should_stop(training, stepper.course):
+        try:
+            means.add(stepper.step(step, waiting, progress))
+            share = lr_share(training, step, progress) * stepper.course.lr_factor
+            step += 1
+            progress = progress_of(training, step, clock.look(step))
+            ends, at = progress >= 1.0, Position(step, clock.own())
+            validates = validate is not None and (ends or step % training.validate_every == 0)
+            saves = ends or step % training.checkpoint_every == 0
+            if not (saves or validates or step % training.report_every == 0):
+                continue
+            means.add(stepper.weight_norms())
+            metrics, waited = means.take(stepper.world_size, waiting.take())
             stepper.check_finite(metrics, step)
-            elapsed = max(time.monotonic() - last_time, 1e-9)
-            metrics["train/lr"] = training.lr * share
-            metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
-            metrics["train/steps_per_second"] = (step - last_step) / elapsed
-            metrics["train/data_wait_share"] = waited / elapsed
-        if validate is not None and (ends or step % training.validate_every == 0):
-            metrics |= {f"validation/{name}": value for name, value in validate(stepper).items()}
-        if metrics:
-            hooks.report(at, metrics)
-        if ends or step % training.checkpoint_every == 0:
+            warnings = watch.report(step, metrics)
+            back.check(warnings)
+        except (NonFiniteLossError, ExplodedError) as error:
+            step, warning = back.go(error, step)
+            hooks.warn(Position(step, clock.own()), warning)
+            progress, watch = progress_of(training, step, clock.look(step)), Watch(stepper.course)
+            waiting.take()
+            means, last_time, last_step = _Means(), time.monotonic(), step
+            continue
+        elapsed = max(time.monotonic() - last_time, 1e-9)
+        metrics["train/lr"] = training.lr * share
+        metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
+        metrics["train/steps_per_second"] = (step - last_step) / elapsed
+        metrics["train/data_wait_share"] = waited / elapsed
+        if validate is not None and validates:
+            scores, signs = validate(stepper, progress)
+            objective = scores[stepper.model.objective()]
+            note_objective(training, stepper, step, objective)
+            warnings += watch.validation(step, progress, objective, metrics, scores, signs)
+            metrics |= {f"validation/{name}": value for name, value in scores.items()}
+            metrics |= {f"health/{name}": value for name, value in signs.items()}
+            ends = ends or should_stop(training, stepper.course)
+        hooks.report(at, metrics)
+        for warning in warnings:
+            if warning.times == 1:
+                hooks.warn(at, warning)
+        if ends or saves:
             hooks.checkpoint(at, stepper)
-        if ends or step % training.report_every == 0:
-            last_time, last_step = time.monotonic(), step
+            back.keep(step)
+        last_time, last_step = time.monotonic(), step
     return Position(step, clock.own())

@@ -16,17 +16,21 @@ from torch import Tensor
 from pipeline.data.feed import make_batches, rows_in_memory
 from pipeline.data.prepared import Prepared
 from pipeline.data.windows import WindowedBatches
-from pipeline.errors import TransferError
+from pipeline.errors import PreparedDataError, TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
+from pipeline.models.base import Batch, Noise, make_generator
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.initial import load_weights
 from pipeline.training.loop import Hooks, run_loop
 from pipeline.training.steps import Stepper
+from pipeline.training.stopping import keeps_best
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
+SIGN_EXAMPLES = 128
+"""Rows of the held-out and of the training split that vital signs are taken of: the first ones, every time."""
 
 
 class Session:
@@ -67,6 +71,12 @@ class Session:
         # In memory whatever `training.load`, and of a larger split what `memory_megabytes` holds: its first rows.
         most = rows_in_memory(prepared.layout, training.memory_megabytes)
         self.held_out = prepared.load_split("validation", verify=False, max_rows=most) if has_validation else None
+        if self.held_out is None and keeps_best(training):
+            raise PreparedDataError(
+                "training.early_stopping and .keep_best go by the held-out objective, and the validation split is "
+                "empty; give it a share in data.split.validation, or leave them out"
+            )
+        self.sign_batches = None if self.held_out is None or self.layout.continuous else self._sign_batches(prepared)
         self.start = Position()
         if resume_from is not None:
             self.start = load_checkpoint(resume_from, self.stepper, spec)
@@ -79,9 +89,21 @@ class Session:
         finally:
             self.batches.close()
 
-    def validate(self, stepper: Stepper) -> dict[str, float]:
-        """Scores on the first rows of the validation split, with one importance sample, which the model heeds; a
-        collective."""
+    def _sign_batches(self, prepared: Prepared) -> tuple[Batch, Batch]:
+        """The first rows of the held-out split and of the training split."""
+        seen = prepared.load_split("train", verify=False, max_rows=SIGN_EXAMPLES)
+        device, batches = self.stepper.device, []
+        for arrays in (self.held_out, seen):
+            assert arrays is not None
+            first = slice(SIGN_EXAMPLES)
+            x, label = self.layout.to_model(arrays.x[first]).to(device), arrays.label[first].to(device)
+            prompt = None if arrays.prompt is None else arrays.prompt[first].long().to(device)
+            batches.append(Batch(x, label, torch.arange(len(x), device=device), prompt))
+        return batches[0], batches[1]
+
+    def validate(self, stepper: Stepper, progress: float) -> tuple[dict[str, float], dict[str, float]]:
+        """Scores on the first rows of the validation split, with one importance sample, which the model heeds, and the
+        model's vital signs; a collective."""
         assert self.held_out is not None
         quick = self.spec.model_copy(
             update={"evaluation": self.spec.evaluation.model_copy(update={"max_examples": VALIDATION_EXAMPLES})}
@@ -92,6 +114,7 @@ class Session:
                 model, self.held_out, self.layout, quick, self.spec.seed, self.rank, self.world_size, stepper.device
             )
             model.importance_samples = samples
+            signs = self._vital_signs(progress)
         if self.world_size > 1:
             gathered: list[dict[str, torch.Tensor] | None] = [None] * self.world_size
             dist.all_gather_object(gathered, sums)
@@ -101,4 +124,20 @@ class Session:
                     sums[name] = sums[name] + value if name in sums else value
         scores = stepper.model.summarise(sums)
         stepper.model.heed(scores)
-        return scores
+        return scores, signs
+
+    @torch.no_grad()
+    def _vital_signs(self, progress: float) -> dict[str, float]:
+        """Every rank takes them of the same batches with the same noise; their mean over ranks is what all judge."""
+        if self.sign_batches is None:
+            return {}
+        device = self.stepper.device
+        noise = Noise(make_generator(self.spec.seed, "signs", device=device))
+        signs = self.stepper.model.vital_signs(*self.sign_batches, noise, progress)
+        if not signs:
+            return {}
+        stacked = torch.stack([value.to(device).double() for value in signs.values()])
+        if self.world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= self.world_size
+        return dict(zip(signs, stacked.tolist(), strict=True))

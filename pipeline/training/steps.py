@@ -7,9 +7,11 @@ step's number is all that has to be saved of it.
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -21,7 +23,11 @@ from pipeline.data.batches import Batches
 from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, StepContext, make_generator
 from pipeline.spec import TrainingSpec
+from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
+
+NORM_EVERY = 10
+"""Steps between two looks at a gradient's norm where it is not clipped (a clipped one is known)."""
 
 
 def make_optimizer(
@@ -78,8 +84,21 @@ class _PhaseModule(nn.Module):
         return output
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """All that changes in a stepper, copied into the host's memory; the carried state is this rank's alone."""
+
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor]
+    carry: tuple[Tensor, ...] | None
+    best: dict[str, Tensor]
+    course: dict[str, Any]
+
+
 class Stepper:
-    """Trains a model by steps; holds all that changes: weights, moving average, optimisers, carried state.
+    """Trains a model by steps; holds all that changes: weights, moving average, optimisers, carried state, the weights
+    of the best validation where they are kept, and the course of the training.
 
     `batch_size` in `training` is global: this rank sees a slice of it. With more than one worker a process
     group must be initialised, and gradients are averaged over it.
@@ -113,6 +132,8 @@ class Stepper:
         }
         self.modules = {phase.name: self._wrapped(phase) for phase in self.phases}
         self.average = self._start_average()
+        self.best: dict[str, Tensor] = {}
+        self.course = Course()
 
     def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
@@ -129,9 +150,9 @@ class Stepper:
         frozen = self.freezing.at(progress)
         if frozen == self.frozen:
             return
-        thawed, self.frozen = self.frozen - frozen, frozen
+        changed, self.frozen = self.frozen ^ frozen, frozen  # a rollback freezes again
         for phase in self.phases:
-            if thawed & self.members[phase.name].keys():
+            if changed & self.members[phase.name].keys():
                 # A wrapper waits for the gradients of those parameters that required them when it was made; the old
                 # one must be gone, since the hooks that it left on the parameters go with it.
                 del self.modules[phase.name]
@@ -144,7 +165,7 @@ class Stepper:
             return module
         self._only(phase)
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        # No buffers: no model here has any that change. `gradient_as_bucket_view` saves a copy of the gradients.
+        # Buffers change by validations alone, on all ranks alike. The bucket view saves a copy of the gradients.
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
     def _start_average(self) -> dict[str, Tensor]:
@@ -170,7 +191,7 @@ class Stepper:
             self._only(phase)
             optimizer = self.optimizers[phase.name]
             for group in optimizer.param_groups:
-                group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share
+                group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
             for repeat in range(phase.repeats):
                 batch = None
                 if phase.needs_data:
@@ -180,19 +201,40 @@ class Stepper:
                 context = StepContext(noise, self.local_batch, progress, self.carry)
                 with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                     output: Output = self.modules[phase.name](batch, context)
-                if self.device.type == "cpu":
+                if self._looks_at_losses:
                     self._check(output.loss, phase.name, number, batch)
                 optimizer.zero_grad(set_to_none=True)
                 output.loss.backward()
-                if self.training.clip_norm is not None:
-                    members = self.members[phase.name].values()
-                    means[f"{phase.name}_grad_norm"] = nn.utils.clip_grad_norm_(members, self.training.clip_norm)
+                means |= self._gradient_norm(phase, number)
                 optimizer.step()
                 if output.carry is not None:
                     self.carry = output.carry
                 means.update(output.means)
         self._update_average(number)
         return means
+
+    @property
+    def _looks_at_losses(self) -> bool:
+        """Not on a GPU, which would wait; nor where ranks are to go back together from what all of them then see."""
+        return self.device.type == "cpu" and not (self.world_size > 1 and self.training.health.rollback)
+
+    def _gradient_norm(self, phase: Phase, number: int) -> dict[str, Tensor]:
+        """The norm of the phase's gradients before clipping, which it does; without clipping only now and then."""
+        name = f"health/{phase.name}_gradient_norm"
+        gradients = [p for p in self.members[phase.name].values() if p.grad is not None]
+        if self.training.clip_norm is not None:
+            return {name: nn.utils.clip_grad_norm_(gradients, self.training.clip_norm)}
+        if number % NORM_EVERY:
+            return {}
+        return {name: nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None])}
+
+    @torch.no_grad()
+    def weight_norms(self) -> dict[str, Tensor]:
+        """The norm of each phase's weights, under `health/PHASE_weight_norm`."""
+        return {
+            f"health/{name}_weight_norm": nn.utils.get_total_norm([p.detach() for p in members.values()])
+            for name, members in self.members.items()
+        }
 
     def _check(self, loss: Tensor, phase: str, number: int, batch: Batch | None) -> None:
         if not math.isfinite(loss.item()):
@@ -237,6 +279,10 @@ class Stepper:
                     parameters[name].copy_(value)
             self.model.train()
 
+    def keep_as_best(self) -> None:
+        """Keep a copy of the weights for scores, in the host's memory, as those of the best validation."""
+        self.best = _copied(self.scoring_weights())
+
     # --- state ----------------------------------------------------------------------------------------------
 
     def weights(self) -> dict[str, Tensor]:
@@ -245,6 +291,24 @@ class Stepper:
     def scoring_weights(self) -> dict[str, Tensor]:
         """The weights that scores and samples use: averaged where there is an average."""
         return {**self.weights(), **self.average}
+
+    def bundled_weights(self) -> dict[str, Tensor]:
+        """The weights that a bundle gets: those of the best validation where they are kept, else those for scores."""
+        return self.best or self.scoring_weights()
+
+    def snapshot(self) -> Snapshot:
+        """What `restore` goes back to."""
+        carry = None if self.carry is None else tuple(part.to("cpu", copy=True) for part in self.carry)
+        weights, average, optimizer_tensors = (
+            _copied(tensors) for tensors in (self.weights(), self.average, self.optimizer_tensors())
+        )
+        return Snapshot(weights, average, optimizer_tensors, carry, self.best, self.course.as_dict())
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Go back to a snapshot, which can be gone back to again."""
+        self.load(snapshot.weights, _copied(snapshot.average), _copied(snapshot.optimizer_tensors), ())
+        self.carry = None if snapshot.carry is None else tuple(part.to(self.device) for part in snapshot.carry)
+        self.best, self.course = snapshot.best, Course.from_dict(copy.deepcopy(snapshot.course))
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Every tensor of every optimiser, under `phase/parameter number/name`."""
@@ -288,3 +352,7 @@ class Stepper:
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         if carry:
             self.carry = tuple(part[self.rank :: self.world_size].to(self.device).contiguous() for part in carry)
+
+
+def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}

@@ -27,6 +27,7 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, save_checkpoint
+from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
@@ -81,6 +82,7 @@ class WorkerHooks:
         self.first_step_at: float | None = None
         self.last_checkpoint = "none yet"
         self.metrics: dict[str, float] = {}
+        self.warnings: list[str] = []
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
@@ -90,8 +92,14 @@ class WorkerHooks:
             self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
         self.tell("training", at)
 
+    def warn(self, at: Position, warning: HealthWarning) -> None:
+        self.warnings.append(warning.in_words())
+        if self.session.rank == 0:
+            self.tell("training", at)
+
     def tell(self, stage: str, at: Position) -> None:
         values = {"stage": stage, "step": at.step, "seconds": at.seconds, "metrics": self.metrics}
+        values["warnings"] = self.warnings
         group = get_current_placement_group()
         place = None if group is None else group.id.hex()
         tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
@@ -152,7 +160,13 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
         if rank == 0:
             hooks.tell("training", started)
         end = session.run(hooks)
-        return {"step": end.step, "seconds": end.seconds, "started_at_step": started.step, "metrics": hooks.metrics}
+        return {
+            "step": end.step,
+            "seconds": end.seconds,
+            "started_at_step": started.step,
+            "metrics": hooks.metrics,
+            "warnings": warnings_of(session.stepper.course),
+        }
     except AtelierError as error:
         if world_size > 1:
             raise

@@ -189,6 +189,8 @@ class Campaign:
             "training.checkpoint_every": trial.report_every,
             "training.keep_checkpoints": 1,
             "training.max_failures": 0,
+            # Its scheduler ends trials; one that ended by itself would count as pruned.
+            "training.early_stopping": None,
         }
         return with_values(self.base, {**fixed, **values})
 

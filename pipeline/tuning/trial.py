@@ -25,6 +25,7 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
+from pipeline.training.health import HealthWarning
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 
@@ -87,6 +88,9 @@ class TrialHooks:
             process = f"{os.uname().nodename}:{os.getpid()}"
             # When Tune ends the trial, this does not return: it raises SystemExit.
             tune.report({"step": at.step, "seconds": at.seconds, "process": process, **scores})
+
+    def warn(self, at: Position, warning: HealthWarning) -> None:
+        self.recorder.log_tags({f"atelier.warning.{warning.kind}": warning.in_words()})
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """None: trials are short, and one that was cut off starts again."""

@@ -72,7 +72,8 @@ def trained(ray_cluster: None, storage: Path) -> dict[str, Any]:
 
 def test_last_line_has_everything_that_was_promised(trained: dict[str, Any]) -> None:
     keys = {"run_id", "model_uri", "model_version", "metrics", "seconds", "examples_per_second", "prepared", "report"}
-    assert keys | {"verdict"} == set(trained)
+    assert keys | {"verdict", "warnings"} == set(trained)
+    assert isinstance(trained["warnings"], list)
     assert set(trained["verdict"]) == {"good", "varied", "new", "findings"}
     assert all(trained[key] for key in keys)
     for key in ("nll_nats", "elbo_nats", "kl_nats", "reconstruction_mse", "active_units"):
@@ -207,3 +208,21 @@ def test_killed_run_goes_on_under_the_same_id_and_ends_with_the_same_weights(
     weights = load_file(storage / "runs" / key / "bundle" / "model.safetensors")
     for name, value in _uninterrupted_weights(spec, resumed["prepared"]).items():
         assert torch.equal(weights[name], value), f"{name} differs"
+
+
+def test_an_illness_is_said_once_in_the_terminal_and_told_in_the_answer_and_on_the_page(
+    trained: dict[str, Any], storage: Path
+) -> None:
+    from mlflow import MlflowClient
+
+    ill = _set(_overrides(storage, "model.family.beta=10000", "registry.name=null", "evaluation.samples=10"))
+    code, answer, said = run_here("train", "conf/image_vae.yaml", *ill)
+    assert code == 0, said
+    (warning,) = [one for one in answer["warnings"] if one["kind"] == "posterior_collapse"]
+    assert warning["step"] == 40 and "units are active" in warning["message"]
+    assert said.count("Posterior collapse (posterior_collapse) at step 40: the KL is") == 1
+    page = Path(answer["report"]).read_text()
+    assert "Posterior collapse" in page and warning["message"] in page and warning["advice"] in page
+    run = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_run(answer["run_id"])
+    assert "posterior_collapse" in run.data.tags["atelier.warnings"]
+    assert run.data.metrics["validation/kl_nats"] < 0.1

@@ -101,6 +101,12 @@ GATE = {
     ],
     "findings": ["copies"],
 }  # fmt: skip
+WARNINGS = [
+    {"kind": "posterior_collapse", "title": "Posterior collapse", "message": "the KL is 0.02 nats <here>", "step": 1200,
+     "last_step": 3000, "times": 4, "meaning": "The decoder ignores z.", "advice": "Set kl_warmup."},
+    {"kind": "rolled_back", "title": "Rolled back", "message": "back to step 10", "step": 13, "last_step": 13,
+     "times": 1, "meaning": "It exploded.", "advice": "Lower training.lr."},
+]  # fmt: skip
 TEMPERATURE = {
     "self_bleu": [(0.5, 0.9, 0.85, 0.95), (1.0, 0.4, 0.3, 0.5), (1.5, 0.2, 0.1, 0.3)],
     "bits_per_char": [(0.5, 2.0), (1.0, 1.8), (1.5, 2.4)],
@@ -149,6 +155,7 @@ def everything(modality: str) -> dict[str, Any]:
     return {
         "verdict": VERDICT,
         "gate": GATE,
+        "warnings": WARNINGS,
         "temperature": TEMPERATURE,
         "surprise": SURPRISE,
         "nearest": nearest_pairs(modality),

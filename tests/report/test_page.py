@@ -12,7 +12,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from PIL import Image
-from report_pages import GATE, SAMPLES, VERDICT, everything, page
+from report_pages import GATE, SAMPLES, VERDICT, WARNINGS, everything, page
 
 from pipeline.evaluation.definitions import DEFINITIONS
 from pipeline.evaluation.metric import Score, Scores
@@ -60,6 +60,16 @@ def test_the_data_card_shows_examples_of_the_corpus(modality):
     assert title in card
     shown = {"text": "a time &lt;b&gt;", "image": "data:image/png;base64,", "audio": "data:audio/wav;base64,"}
     assert shown[modality] in card
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_a_sample_says_what_it_was_asked_for(modality):
+    assert '<figure class="asked">' not in page(modality)
+    html = page(modality, asked=["seven", "“<i>two</i>”"])
+    outline = Outline()
+    outline.feed(html)
+    assert outline.open == []
+    assert re.findall("<figcaption>([^<]*)</figcaption>", html) == ["seven", "“&lt;i&gt;two&lt;/i&gt;”"]
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
@@ -163,7 +173,7 @@ def test_durations_read_as_a_person_says_them(seconds, text):
 
 def test_sections_without_input_are_absent():
     bare, full = page("image"), page("image", **everything("image"))
-    for name in ("verdict", "gate", "nearest", "temperature", "latent", "surprise"):
+    for name in ("verdict", "health", "gate", "nearest", "temperature", "latent", "surprise"):
         assert f'id="{name}"' not in bare
         assert f'href="#{name}"' not in bare
         assert f'id="{name}"' in full
@@ -175,6 +185,14 @@ def test_the_verdict_answers_each_question_in_words():
     for part in ("Is it good?", "Is it varied?", "Is it new?", "3 of 64 samples are near copies.", ">Unclear<"):
         assert part in html
     assert "A finding &lt;b&gt;in words&lt;/b&gt;." in html
+
+
+def test_health_says_what_was_seen_when_and_what_to_do():
+    html = page(warnings=WARNINGS)
+    for part in ("4 times from step 1,200 to step 3,000", "at step 13<", "&lt;here&gt;", "The decoder ignores z."):
+        assert part in html
+    assert html.count("Set kl_warmup.") == 1
+    assert "No rule of health gave a warning." in page(warnings=[])
 
 
 def test_the_gates_table_says_what_decided():

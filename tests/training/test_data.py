@@ -18,6 +18,7 @@ from pipeline.models.base import Batch
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
+from pipeline.training.course import Course
 from pipeline.training.launch import LocalHooks, describe, local_checkpoints
 from pipeline.training.loop import run_loop
 from pipeline.training.session import Session
@@ -112,7 +113,7 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
             pass
 
     class Stepper:
-        world_size, batches_per_step, device = 1, 2, torch.device("cpu")
+        world_size, batches_per_step, device, course = 1, 2, torch.device("cpu"), Course()
 
         def step(self, number: int, batches: Slow, progress: float) -> dict[str, torch.Tensor]:
             batches.batch(2 * number)
@@ -122,6 +123,9 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
 
         def check_finite(self, means: dict[str, float], number: int) -> None:
             assert means == {"train/loss": 1.0}
+
+        def weight_norms(self) -> dict[str, torch.Tensor]:
+            return {}
 
     class Hooks:
         def report(self, at: Position, metrics: dict[str, float]) -> None:

@@ -1,0 +1,123 @@
+"""Early stopping ends a training and keeps its best weights, also when it is cut off; who asks for the best gets it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import PreparedDataError, SpecError
+from pipeline.spec import RunSpec
+from pipeline.training.checkpoint import Position, load_scoring_weights
+from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.session import Session
+from pipeline.training.stopping import note_objective, should_stop
+from tests.conftest import cell_spec, prepared_in_memory
+
+
+class Killed(BaseException):
+    """Stands for SIGKILL inside one process."""
+
+
+class Noting(LocalHooks):
+    """Hooks that keep the objective of every validation, and may end the run at one."""
+
+    def __init__(self, spec: RunSpec, folder: Path | None = None, killed_at: int | None = None) -> None:
+        super().__init__(spec, folder)
+        self.objectives: dict[int, float] = {}
+        self.killed_at = killed_at
+
+    def report(self, at: Position, metrics: dict[str, float]) -> None:
+        super().report(at, metrics)
+        if "validation/nll_nats" in metrics:
+            self.objectives[at.step] = metrics["validation/nll_nats"]
+        if at.step == self.killed_at:
+            raise Killed
+
+
+def stopping(**changes: Any) -> RunSpec:
+    """A training of random pictures, of which held-out ones are soon unlike those that are learnt."""
+    settings = {"steps": 400, "lr": 2e-2, "schedule": "constant", "ema_decay": 0.5, "report_every": 5}
+    settings |= {"validate_every": 5, "checkpoint_every": 20, "early_stopping": {"patience": 3}}
+    return cell_spec("vae", "image", **settings | changes)
+
+
+def session_of(spec: RunSpec, resume_from: Path | None = None) -> Session:
+    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+
+
+def test_a_training_stops_after_its_patience_with_the_weights_of_its_best_validation(tmp_path: Path) -> None:
+    spec = stopping()
+    session, hooks = session_of(spec), Noting(spec, tmp_path)
+    end = session.run(hooks)
+    best = min(hooks.objectives, key=lambda step: hooks.objectives[step])
+    assert end.step == best + 15 < 400
+    # What is bundled is what a training of as many steps has for scores, bit for bit.
+    shorter = session_of(stopping(steps=best, early_stopping=None))
+    shorter.run(LocalHooks(spec))
+    bundled = session.stepper.bundled_weights()
+    for name, value in shorter.stepper.scoring_weights().items():
+        assert torch.equal(bundled[name], value)
+        assert torch.equal(load_scoring_weights(local_checkpoints(tmp_path)[-1])[name], value)
+    assert any(not torch.equal(bundled[name], value) for name, value in session.stepper.scoring_weights().items())
+
+
+@pytest.mark.parametrize("later", [5, 15])
+def test_a_training_cut_off_before_or_at_its_stop_stops_there_too(later: int, tmp_path: Path) -> None:
+    spec = stopping()
+    whole, hooks = session_of(spec), Noting(spec)
+    end = whole.run(hooks)
+    with pytest.raises(Killed):
+        session_of(spec).run(Noting(spec, tmp_path, end.step - 15 + later))
+    resumed = session_of(spec, local_checkpoints(tmp_path)[-1] if local_checkpoints(tmp_path) else None)
+    assert resumed.run(LocalHooks(spec)).step == end.step
+    assert resumed.stepper.course == whole.stepper.course
+    for name, value in whole.stepper.bundled_weights().items():
+        assert torch.equal(resumed.stepper.bundled_weights()[name], value)
+
+
+def test_a_training_that_stopped_does_nothing_when_resumed(tmp_path: Path) -> None:
+    spec = stopping()
+    end = session_of(spec).run(LocalHooks(spec, tmp_path))
+    again, hooks = session_of(spec, local_checkpoints(tmp_path)[-1]), Noting(spec)
+    assert again.run(hooks).step == end.step and hooks.objectives == {}
+    more = stopping(early_stopping={"patience": 5})
+    assert session_of(more, local_checkpoints(tmp_path)[-1]).run(LocalHooks(more)).step >= end.step + 10
+
+
+def test_patience_counts_gains_of_more_than_the_least() -> None:
+    spec = stopping(early_stopping={"patience": 2, "min_delta": 0.5})
+    stepper = session_of(spec).stepper
+    course = stepper.course
+    for step, (objective, waited) in enumerate([(10.0, 0), (9.7, 1), (9.4, 0), (float("nan"), 1), (9.2, 2)]):
+        assert not should_stop(spec.training, course)
+        note_objective(spec.training, stepper, step, objective)
+        assert course.without_gain == waited
+    assert should_stop(spec.training, course)
+    # The best is the lowest, by however little.
+    assert (course.best_objective, course.best_step) == (9.2, 4)
+
+
+def test_keep_best_trains_to_the_limit_and_bundles_the_best() -> None:
+    spec = stopping(steps=60, keep_best=True, early_stopping=None)
+    session, hooks = session_of(spec), Noting(spec)
+    assert session.run(hooks).step == 60
+    assert session.stepper.course.best_objective == min(hooks.objectives.values()) < hooks.objectives[60]
+    scores, _ = session_with(session, session.stepper.bundled_weights()).validate(session.stepper, 1.0)
+    assert scores["nll_nats"] == session.stepper.course.best_objective
+
+
+def session_with(session: Session, weights: dict[str, torch.Tensor]) -> Session:
+    session.stepper.model.load_state_dict(weights)
+    session.stepper.average = {name: weights[name].clone() for name in session.stepper.average}
+    return session
+
+
+def test_without_held_out_rows_or_an_objective_it_is_refused() -> None:
+    spec = stopping()
+    with pytest.raises(PreparedDataError, match=r"early_stopping .* the validation split is empty"):
+        Session(spec, prepared_in_memory(spec, validation=0))  # type: ignore[arg-type]
+    with pytest.raises(SpecError, match=r"early_stopping .*'gan' is its critic's"):
+        cell_spec("gan", "image", early_stopping={"patience": 3})
