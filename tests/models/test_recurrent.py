@@ -73,7 +73,7 @@ def batch_of(x: torch.Tensor, start: torch.Tensor | None = None) -> Batch:
 FORMS: dict[str, Callable[[], Any]] = {
     "text": lambda: model_of(Layout("text", "tokens", (4,), "uint8", "categorical", 3), backbone={"layers": 2}),
     "text-tied": lambda: model_of(Layout("text", "tokens", (4,), "uint8", "categorical", 3), tied_embeddings=True),
-    "picture": lambda: model_of(picture(2, 3), history=1, rows_above=1, columns_above=3),
+    "picture": lambda: model_of(picture(2, 3, levels=3), history=1, rows_above=1, columns_above=3),
     "picture-colours": lambda: model_of(picture(2, 1, 3), "lstm", rows_above=1, columns_above=3, readout=[7]),
     "picture-rows": lambda: model_of(picture(2, 3), frame=3, history=2, rows_above=1, readout=[8, 8]),
     "picture-bits": lambda: model_of(picture(2, 3, levels=2), frame=3, history=1, readout=[8], binarise="dynamic"),
