@@ -273,8 +273,12 @@ class RecurrentLanguageModel(GenerativeModel):
 
     @torch.no_grad()
     def read(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
-        """Logits `[B, V]` of what follows `tokens` `[B, T]`, and the state that reading them leaves."""
-        logits, carry = self._logits(tokens, carry, None)
+        """Logits `[B, V]` of what follows `tokens` `[B, T]` of a text, and the state they leave; of a model
+        with conditions, where nothing is asked for."""
+        nothing = torch.full((len(tokens),), -1, device=tokens.device)
+        condition = self._condition(Batch(tokens, nothing, nothing), None)
+        places = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        logits, carry = self._logits(tokens, None, places, condition, carry, None)
         return logits[:, -1], carry
 
     @torch.no_grad()

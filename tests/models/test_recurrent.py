@@ -295,3 +295,15 @@ def test_options_that_do_not_fit_are_refused(modality: str, family: dict[str, An
     spec["model"]["family"] |= family
     with pytest.raises(SpecError, match=said):
         make_spec(spec)
+
+
+def test_reading_on_gives_what_reading_at_once_gives() -> None:
+    layout = Layout("text", "tokens", (9,), "uint8", "categorical", vocabulary=5, continuous=True)
+    model = model_of(layout, backbone={"layers": 2})
+    text = torch.randint(5, (2, 9), generator=make_generator(0, "text"))
+    whole, _ = model.read(text)
+    _, carry = model.read(text[:, :4])
+    logits, _ = model.read(text[:, 4:], carry)
+    torch.testing.assert_close(logits, whole)
+    nats = torch.nn.functional.cross_entropy(model.read(text[:, :-1])[0], text[:, -1], reduction="none")
+    torch.testing.assert_close(nats, model.token_nats(text)[:, -1])
