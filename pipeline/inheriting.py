@@ -154,4 +154,5 @@ def score_forgetting(
             why = f"the set {old_key} that {facts['source']} learned from is not in {store.uri}"
     except AtelierError as error:  # a score that cannot be had does not undo a training
         why = str(error)
+    progress("forgetting", 1, 1, why)
     return Scores(refused={"forgetting": f"Forgetting: {why}"})

@@ -140,6 +140,32 @@ def lane_spec(**training: Any) -> RunSpec:
     return make_spec(spec)
 
 
+def window_spec(**training: Any) -> RunSpec:
+    """A tiny model of sounds that are read in windows and frames, with a mask over all steps of an example."""
+    spec = cell_spec("rnn", "audio", **training).as_dict()
+    spec["data"]["codec"] |= {"num_samples": 300}
+    spec["model"]["family"] |= {"window": 90, "frame": 4, "history": 6, "readout": [12, 12]}
+    spec["model"]["backbone"] |= {"dropout": 0.2, "variational": True}
+    return make_spec(spec)
+
+
+GAN_OPTIONS: dict[str, dict[str, Any]] = {
+    "text": {"loss": "hinge", "gumbel": {}, "spectral_norm": True, "critic_backbone": CONV},
+    "image": {"loss": "non_saturating", "real_gradient_penalty": 1.0, "augment": ["colour", "translation", "cutout"]},
+    "audio": {"loss": "wasserstein", "phase_shuffle": 2, "augment": ["shift", "gain", "time_mask"]},
+}
+
+
+def gan_with_options(modality: str, **training: Any) -> RunSpec:
+    """A tiny GAN of everything that can be told of one, conditioned on labels."""
+    spec = cell_spec("gan", modality, **training).as_dict()
+    spec["model"]["family"] |= GAN_OPTIONS[modality]
+    if modality == "text":
+        spec["model"] |= {"backbone": RECURRENT}
+    spec["model"]["condition"] = {"on": ["label"], "size": 4, "dropout": 0.1}
+    return make_spec(spec)
+
+
 @pytest.fixture(scope="session")
 def mlflow_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An MLflow store in SQLite as MLflow makes it, without an experiment of ours: made once, by whichever process of

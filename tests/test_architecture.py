@@ -34,7 +34,7 @@ MLFLOW_ROOMS = {
     "pipeline/release/model_file.py",
 }
 PLAIN = ["pipeline/models", "pipeline/training/steps.py", "pipeline/training/loop.py", "pipeline/training/session.py"]
-BATCHES = ("batches.py", "order.py", "streaming.py", "lanes.py")
+BATCHES = ("batches.py", "order.py", "streaming.py", "windows.py", "lanes.py")
 ORDER = ["data", "models", "evaluation", "training", "generation", "release", "report", "tuning", "operations"]
 
 

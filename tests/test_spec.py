@@ -104,6 +104,25 @@ def test_parts_that_do_not_fit_are_refused_with_the_way_out(overrides: list[str]
     assert message in str(raised.value)
 
 
+@pytest.mark.parametrize(
+    ("conf", "overrides", "message"),
+    [
+        ("image_gan", ["model.family.augment=[shift]"], "'image' knows colour, translation, cutout; leave it out"),
+        ("audio_gan", ["model.family.augment=[colour]"], "'waveform' knows shift, gain, time_mask; leave it out"),
+        ("image_gan", ["model.family.phase_shuffle=2"], "only for data.codec.kind 'waveform' under a conv or resnet"),
+        ("image_gan", ["model.family.gumbel={}"], "data.codec.kind 'image' has no tokens to draw"),
+        ("image_gan", ["model.backbone.kind=recurrent"], "a gan over data.codec.kind 'image' needs 'conv', 'resnet'"),
+        ("text_gan", ["model.family.critic_backbone=null"], "needs a critic of another kind, such as {kind: resnet"),
+    ],
+)
+def test_options_of_a_gan_that_its_examples_do_not_have_are_refused(
+    conf: str, overrides: list[str], message: str
+) -> None:
+    with pytest.raises(SpecError) as raised:
+        load_spec(f"conf/{conf}.yaml", overrides)
+    assert message in str(raised.value)
+
+
 def test_windows_of_text_are_asked_for_nothing() -> None:
     source = "data.source={kind: files, path: x, label_from: folder}"
     with pytest.raises(SpecError, match="have no label and no prompt of their own; take 'documents'"):

@@ -139,27 +139,35 @@ class WaveformCodec(SoundCodec):
 class MuLawCodec(SoundCodec):
     """Samples as `levels` tokens, finer near silence (ITU-T G.711, the continuous formula).
 
-    With mu = levels - 1, a sample x in [-1, 1] comes back within (|x| + 1 / mu) * ((1 + mu) ** (1 / mu) - 1).
+    With mu = levels - 1, a sample x in [-1, 1] comes back within (|x| + 1 / mu) * ((1 + mu) ** (1 / mu) - 1). A sound
+    shorter than the example is followed by a token for its end, then by padding, so that a model learns how long sounds
+    are and is not praised for the silence behind them; both come back as silence.
     """
 
     def __init__(self, spec: MuLawCodecSpec) -> None:
         super().__init__(spec)
         self.levels = spec.levels
+        self.end_token, self.pad_token = spec.levels, spec.levels + 1
+        self.dtype = np.min_scalar_type(self.pad_token)
 
     def encode(self, raw: np.ndarray) -> np.ndarray:
-        """float32 `[any]` as uint8 tokens `[num_samples]`."""
+        """float32 `[any]` as tokens `[num_samples]`, uint8, or uint16 where they are more than 256."""
         samples, mu = self._fitted(raw), self.levels - 1
         compressed = np.sign(samples) * np.log1p(mu * np.abs(samples)) / np.log1p(mu)
-        return np.floor((compressed + 1) / 2 * mu + 0.5).astype(np.uint8)
+        tokens = np.floor((compressed + 1) / 2 * mu + 0.5).astype(self.dtype)
+        tokens[len(raw) : len(raw) + 1] = self.end_token
+        tokens[len(raw) + 1 :] = self.pad_token
+        return tokens
 
     def meanings(self) -> tuple[Hashable, ...]:
-        """The number of levels and the level: what a level stands for depends on both."""
-        return tuple((self.levels, level) for level in range(self.levels))
+        """The number of levels and the token: what one stands for depends on both."""
+        return tuple((self.levels, token) for token in range(self.layout().vocabulary))
 
     def decode(self, example: np.ndarray) -> np.ndarray:
         """Integers `[T]` as float32 `[T]` in [-1, 1]."""
-        mu = self.levels - 1
-        compressed = 2 * np.clip(np.asarray(example), 0, mu).astype(np.float32).reshape(-1) / mu - 1
+        tokens, mu = np.asarray(example).reshape(-1), self.levels - 1
+        compressed = 2 * np.clip(tokens, 0, mu).astype(np.float32) / mu - 1
+        compressed[tokens > mu] = 0
         return np.asarray(np.sign(compressed) * np.expm1(np.abs(compressed) * np.log1p(mu)) / mu, np.float32)
 
     def layout(self, labels: tuple[str, ...] = ()) -> Layout:
@@ -167,9 +175,11 @@ class MuLawCodec(SoundCodec):
             modality="audio",
             view="tokens",
             shape=(self.spec.num_samples,),
-            stored_dtype="uint8",
+            stored_dtype=self.dtype.name,
             likelihood="categorical",
-            vocabulary=self.levels,
+            vocabulary=self.levels + 2,
+            end_token=self.end_token,
+            pad_token=self.pad_token,
             sample_rate_hz=self.spec.sample_rate_hz,
             labels=labels,
         )

@@ -184,4 +184,5 @@ class RasterCodec(PictureCodec):
             likelihood="categorical",
             vocabulary=self.levels,
             labels=labels,
+            raster=self.raw_shape,
         )

@@ -31,6 +31,8 @@ class Layout:
     `continuous` tokens are windows cut from one stream: window i + 1 follows window i, so a recurrent state may
     be carried from one to the next and the target of a window's last token is the first of the next window.
 
+    `raster` is the height, width and number of channels of a picture whose tokens go row by row, channel within pixel.
+
     `labels` are the training split's, sorted, each with its number of examples in `label_counts`; `prompts` its
     commonest text prompts likewise, and `prompt_length` the tokens that each example's prompt has (0 without any).
     """
@@ -55,6 +57,7 @@ class Layout:
     prompts: tuple[str, ...] = ()
     prompt_counts: tuple[int, ...] = ()
     prompt_length: int = 0
+    raster: tuple[int, ...] = ()
 
     @property
     def length(self) -> int:

@@ -6,7 +6,7 @@ Plain Python and NumPy; fitted by the driver on the training texts, applied by R
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from itertools import chain
 from typing import Any
 
@@ -58,6 +58,9 @@ class WordsCodec(TextCodec):
 
     def text_of(self, symbols: np.ndarray) -> str:
         return " ".join([self.words[i] if i < self.unknown else UNKNOWN for i in symbols.tolist()])
+
+    def symbol_meanings(self) -> Sequence[Hashable]:
+        return [*(word.encode("utf-8", errors="surrogatepass") for word in self.words), "unknown"]
 
     def count_unknown(self, raw: str) -> int:
         symbols, _ = self.symbols(list(self.between_specials([raw])))

@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 
 from pipeline.data.prompts import prompt_numbers
+from pipeline.evaluation.classification_score import (
+    DEFINITIONS_OF_CLASSIFICATION,
+    MOST_NUMBERS,
+    classification_accuracy,
+)
 from pipeline.evaluation.compare import labels_of
 from pipeline.evaluation.drawing import BLOCKS
 from pipeline.evaluation.extractors.classifier import ClassifierExtractor
@@ -64,7 +69,9 @@ DEFINITIONS_OF_CONDITIONS: dict[str, Definition] = {
         fewest=20,
         enough=500,
     ),
+    **DEFINITIONS_OF_CLASSIFICATION,
 }
+SAMPLE, CLASS = "sample", "class"
 
 
 @dataclass(frozen=True)
@@ -86,7 +93,7 @@ class Reading:
 class ConditionAccuracy(Metric):
     """`condition_accuracy`: of `evaluation.samples` samples, as many of each label, the share that the classifier reads
     as asked, higher is better; `condition_accuracy_ceiling`: of held-out examples, the mean over labels. Likewise
-    `prompt_accuracy`, of prompts.
+    `prompt_accuracy`, of prompts; and `classification_accuracy` of the samples of labels.
 
     Protocol: the numbers of samples and classes, the classifier and its hash, and its accuracy. Reduces by adding
     counts for each class; the interval is a jackknife over ten blocks.
@@ -108,8 +115,12 @@ class ConditionAccuracy(Metric):
                     total = num_asked(subject, reading) if of_samples else subject.num_rows
                     stop = min(start + chunk_size(subject, total), total)
                     chunk = _samples if of_samples else _real_examples
-                    counts = _counts(which, *chunk(subject, reading, start, stop), reading.num_classes)
-                    named = {f"{reading.key}/{name}": value for name, value in counts.items()}
+                    x, wanted = chunk(subject, reading, start, stop)
+                    read = _read(reading.classifier, x) if len(x) else wanted
+                    found = _counts(which, wanted, read, reading.num_classes)
+                    if of_samples and total * subject.layout.dimensions <= MOST_NUMBERS:
+                        found |= {f"{SAMPLE}/{start:06d}": x.float().cpu(), f"{CLASS}/{start:06d}": wanted}
+                    named = {f"{reading.key}/{name}": value for name, value in found.items()}
                     yield in_block(start * BLOCKS // total, named)
         finally:
             subject.model.train(was_training)
@@ -141,6 +152,8 @@ class ConditionAccuracy(Metric):
                 scores[f"{reading.key}_accuracy"] = replace(
                     scores[f"{reading.key}_accuracy"], shown=_shown(reading, total_of(blocks))
                 )
+            if reading.key == "condition":
+                scores |= _taught(subject, reading, total_of(blocks), protocol)
         return scores
 
     def refusals(self, subject: Subject) -> dict[str, str]:
@@ -216,21 +229,20 @@ def _work(subject: Subject, reading: Reading) -> list[tuple[str, int]]:
 
 
 def _samples(subject: Subject, reading: Reading, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The classes that samples are asked for, in turn, and those that they are read as, int64 `[N]` each."""
+    """Samples `[N, C, *space]` that are asked for each class in turn, and the classes, int64 `[N]`."""
     places = [i % len(reading.wishes) for i in range(start, stop)]
     options = with_wishes(subject.layout, [reading.wishes[place] for place in places], SamplingOptions())
     stream = f"evaluation-{reading.key}"
     generator = make_generator(subject.spec.seed, stream, start, device=subject.device)
     x = subject.model.sample(len(places), generator, options)
-    return torch.tensor([reading.classes[place] for place in places]), _read(reading.classifier, x)
+    return x, torch.tensor([reading.classes[place] for place in places])
 
 
 def _real_examples(subject: Subject, reading: Reading, start: int, stop: int) -> tuple[Tensor, Tensor]:
-    """The classes of held-out examples that have one, and those that they are read as, int64 `[N]` each."""
+    """Held-out examples `[N, C, *space]` that have a class, and the classes, int64 `[N]`."""
     wanted = reading.held_out[start:stop]
     known = wanted >= 0
-    x = subject.layout.to_model(subject.arrays.x[start:stop][known])
-    return wanted[known], _read(reading.classifier, x) if len(x) else wanted[known]
+    return subject.layout.to_model(subject.arrays.x[start:stop][known]), wanted[known]
 
 
 def _read(classifier: ClassifierExtractor, x: Tensor) -> Tensor:
@@ -243,6 +255,22 @@ def _counts(which: str, wanted: Tensor, read: Tensor, classes: int) -> Sums:
     return {
         f"{which}/count": torch.bincount(wanted, minlength=classes).double(),
         f"{which}/right": torch.bincount(wanted[wanted == read], minlength=classes).double(),
+    }
+
+
+def _taught(subject: Subject, reading: Reading, total: Sums, protocol: dict[str, Any]) -> dict[str, Score]:
+    """What a classifier that learned from the samples tells of the held-out examples, where both are enough."""
+    names = sorted(name for name in total if name.startswith(f"{reading.key}/{SAMPLE}/"))
+    real, wanted = _real_examples(subject, reading, 0, subject.num_rows)
+    definition = DEFINITIONS_OF_CLASSIFICATION["classification_accuracy"]
+    if not names or min(num_asked(subject, reading), len(wanted)) < definition.fewest:
+        return {}
+    generated = torch.cat([total[name] for name in names])
+    asked = torch.cat([total[name.replace(f"/{SAMPLE}/", f"/{CLASS}/")] for name in names])
+    estimate = classification_accuracy(generated, asked, real, wanted, reading.classifier)
+    stamped = {key: value for key, value in protocol.items() if not key.startswith("extractor")}
+    return {
+        "classification_accuracy": definition.score(estimate, stamped, min(len(generated), len(wanted))),
     }
 
 

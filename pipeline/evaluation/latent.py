@@ -119,7 +119,7 @@ def look_into(
     if not isinstance(model, VariationalAutoencoder) or len(held_out) < 2:
         return None
     x = held_out.x[:MOST_EXAMPLES]
-    conditions = _conditions(model, held_out.label[: len(x)])
+    conditions = _conditions(model, held_out, len(x))
     posteriors = encode_all(model, layout, x, seed, conditions)
     used = usage(posteriors)
     codes = posteriors.mean.float()
@@ -166,9 +166,11 @@ def look_into(
 
 
 @torch.no_grad()
-def _conditions(model: VariationalAutoencoder, label: Tensor) -> Tensor | None:
-    """What a conditional model is told of examples with these labels, float32 `[N, C]` on the CPU."""
-    told = model.condition_of(Asked(label.to(next(model.parameters()).device)))
+def _conditions(model: VariationalAutoencoder, held_out: SplitArrays, count: int) -> Tensor | None:
+    """What a conditional model is told of the labels and prompts of the first rows, float32 `[count, C]` on the CPU."""
+    device = next(model.parameters()).device
+    prompt = None if held_out.prompt is None else held_out.prompt[:count].long().to(device)
+    told = model.condition_of(Asked(held_out.label[:count].to(device), prompt))
     return None if told is None else told.cpu()
 
 

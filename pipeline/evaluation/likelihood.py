@@ -298,7 +298,7 @@ class Likelihood(Metric):
         for name, (value, interval) in with_intervals(blocks, self.scoring(blocks, subject)).items():
             definition = DEFINITIONS.get(name, Definition(name, "", None, ""))
             protocol = subject.protocol()
-            if name == "nll_nats":
+            if name == "nll_nats" and subject.spec.model.family.kind == "vae":
                 protocol["draws_per_example"] = subject.spec.evaluation.nll_samples
             if lengths is not None:
                 protocol["characters"] = round(lengths.characters)

@@ -61,7 +61,9 @@ DEFINITIONS: dict[str, Definition] = {
         "nats per example",
         "lower",
         "How surprised the model is by an example it never saw: the importance-weighted bound of Burda et al. (2016), "
-        "an upper bound on the true value that tightens as the number of draws grows. Published MNIST figures use it.",
+        "an upper bound on the true value that tightens as the number of draws grows; of an "
+        "RNN the true value. "
+        "Published MNIST figures use it.",
     ),
     "elbo_nats": Definition(
         "Evidence lower bound",

@@ -40,13 +40,15 @@ class Batch:
     `x`: signals, floats `[B, C, *space]`; or tokens, int64 `[B, T]` (`[B, T + 1]` for continuous text, where the
     last token is the first of the next window). `label`: int64 `[B]`, -1 where unknown. `index`: int64 `[B]`,
     the row of each example in its split. `prompt`: the tokens of each example's text prompt, int64 `[B, P]`, where the
-    set has prompts.
+    set has prompts. `start`: int64 `[B]`, where the window of `x` begins that this step is about (see `window` of the
+    model), None for all of `x`.
     """
 
     x: Tensor
     label: Tensor
     index: Tensor
     prompt: Tensor | None = None
+    start: Tensor | None = None
 
     def __len__(self) -> int:
         return int(self.x.shape[0])
@@ -84,6 +86,23 @@ class Noise:
             return x
         keep = 1 - probability
         return x * (self.uniform(*x.shape) < keep) / keep
+
+    def of(self, rows: Tensor, batch_size: int) -> Noise:
+        """The same noise for some `rows` `[R]` of this rank's batch: drawn for all of it, so that which rows they are
+        changes nothing for the others."""
+        return _NoiseOfRows(self, rows, batch_size)
+
+
+class _NoiseOfRows(Noise):
+    def __init__(self, whole: Noise, rows: Tensor, batch_size: int) -> None:
+        super().__init__(whole.generator, whole.rank, whole.world_size)
+        self.rows, self.batch_size = rows, batch_size
+
+    def _slice(self, drawn: Tensor) -> Tensor:
+        return super()._slice(drawn)[self.rows]
+
+    def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
+        return super()._shape((self.batch_size, *shape[1:]))
 
 
 @dataclass
@@ -143,6 +162,8 @@ class GenerativeModel(nn.Module, ABC):
     layout: Layout
     importance_samples: int = 1
     """L of the importance-weighted bound in `evaluate`, for families that have one."""
+    window: int | None = None
+    """Tokens of an example that a training step reads, the carried state going on with the next; None for all."""
     averaged: tuple[str, ...] = ("",)
     """Prefixes of the parameters whose moving average is used for scores and samples."""
 

@@ -6,52 +6,20 @@ are shown to the critic as one-hots `[B, V, T]` and generated as soft ones, so t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.models.backbones import SignalBackbone, make_decoder, make_encoder
-from pipeline.models.base import (
-    Batch,
-    GenerativeModel,
-    Noise,
-    Output,
-    Phase,
-    SamplingOptions,
-    StepContext,
-    Sums,
-    full_precision,
-)
-from pipeline.models.conditioning import NO_CONDITION
+from pipeline.models.adversarial import LOSSES, gradient_penalty, real_gradient_penalty
+from pipeline.models.augmentation import augment
+from pipeline.models.backbones import SignalBackbone
+from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, SamplingOptions, StepContext, Sums
+from pipeline.models.conditioning import NO_CONDITION, PROMPT_PAD, Asked
+from pipeline.models.critic import Critic
+from pipeline.models.generator import Generator
 from pipeline.models.signs import overfit_share, variety, win_share
-from pipeline.spec import ConditionSpec, GanSpec
-
-CriticLoss = Callable[[Tensor, Tensor], Tensor]
-GeneratorLoss = Callable[[Tensor], Tensor]
-
-
-def _entropy_critic(real: Tensor, fake: Tensor) -> Tensor:
-    return F.softplus(-real).mean() + F.softplus(fake).mean()
-
-
-LOSSES: dict[str, tuple[CriticLoss, GeneratorLoss]] = {
-    # Arjovsky et al. 2017, eq. 2
-    "wasserstein": (lambda real, fake: fake.mean() - real.mean(), lambda fake: -fake.mean()),
-    # Goodfellow et al. 2014, eq. 1, on logits
-    "minimax": (_entropy_critic, lambda fake: -F.softplus(fake).mean()),
-    # Goodfellow et al. 2014, section 3
-    "non_saturating": (_entropy_critic, lambda fake: F.softplus(-fake).mean()),
-    # Mao et al. 2017, eq. 9
-    "least_squares": (
-        lambda real, fake: 0.5 * ((real - 1).square().mean() + fake.square().mean()),
-        lambda fake: 0.5 * (fake - 1).square().mean(),
-    ),
-    # Lim and Ye 2017, eq. 3
-    "hinge": (lambda real, fake: F.relu(1 - real).mean() + F.relu(1 + fake).mean(), lambda fake: -fake.mean()),
-}
+from pipeline.spec import ConditionSpec, GanSpec, RecurrentBackboneSpec
 
 
 class GenerativeAdversarialNetwork(GenerativeModel):
@@ -60,13 +28,19 @@ class GenerativeAdversarialNetwork(GenerativeModel):
     averaged = ("generator.",)
 
     def __init__(
-        self, layout: Layout, family: GanSpec, backbone: SignalBackbone, condition: ConditionSpec = NO_CONDITION
+        self,
+        layout: Layout,
+        family: GanSpec,
+        backbone: SignalBackbone | RecurrentBackboneSpec,
+        condition: ConditionSpec = NO_CONDITION,
     ) -> None:
         super().__init__()
-        self.layout, self.family = layout, family
+        self.layout, self.family, self.condition = layout, family, condition
         shape = layout.shape if layout.view == "signal" else (layout.vocabulary, layout.length)
-        self.generator = make_decoder(family.latent_size, backbone, shape)
-        self.critic = make_encoder(shape, backbone, 1)
+        self.generator = Generator(shape, layout, family, backbone, condition)
+        critic_backbone = family.critic_backbone or backbone
+        assert not isinstance(critic_backbone, RecurrentBackboneSpec), "the spec asks for another kind"
+        self.critic = Critic(shape, layout, family, critic_backbone, condition)
         self.critic_loss, self.generator_loss = LOSSES[family.loss]
 
     def phases(self) -> tuple[Phase, ...]:
@@ -79,57 +53,68 @@ class GenerativeAdversarialNetwork(GenerativeModel):
     def objective(self) -> str:
         return "wasserstein"
 
+    def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:
+        noise = context.noise
+        z = noise.normal(context.batch_size, self.family.latent_size)
+        if phase == "generator":
+            asked = self._asked(context)
+            fake = self.generator(z, asked, noise, context.progress)
+            loss = self.generator_loss(self.critic(self._seen(fake, noise), asked, noise))
+            return Output(loss, {"generator_loss": loss.detach()})
+        assert batch is not None
+        asked = self._hidden(Asked(batch.label, batch.prompt), noise)
+        with torch.no_grad():
+            fake = self.generator(z, asked, noise, context.progress)
+        # One pass for both, so that both are changed by one policy.
+        real, fake = self._seen(torch.cat([self._real(batch.x), fake]), noise).chunk(2)
+        both = Asked(asked.label.repeat(2), None if asked.prompt is None else asked.prompt.repeat(2, 1))
+        real_scores, fake_scores = self.critic(torch.cat([real, fake]), both, noise).chunk(2)
+        loss = self.critic_loss(real_scores, fake_scores)
+        means = {"wasserstein": (real_scores.mean() - fake_scores.mean()).detach()}
+        if self.family.gradient_penalty > 0:
+            penalty, means["gradient_norm"] = gradient_penalty(
+                lambda x: self.critic(x, asked, noise), real, fake, noise.uniform(len(real))
+            )
+            loss = loss + self.family.gradient_penalty * penalty
+        if self.family.real_gradient_penalty > 0:
+            penalty = real_gradient_penalty(lambda x: self.critic(x, asked, noise), real)
+            loss = loss + self.family.real_gradient_penalty * penalty
+        return Output(loss, {"critic_loss": loss.detach(), **means})
+
     def _real(self, x: Tensor) -> Tensor:
+        """Examples of a batch as the critic sees them."""
         if self.layout.view == "signal":
             return x
         return F.one_hot(x, self.layout.vocabulary).transpose(1, 2).to(torch.get_default_dtype())
 
-    def generate(self, z: Tensor) -> Tensor:
-        """Examples as the critic sees them: signals within the layout's range, or soft one-hots `[B, V, T]`."""
-        drawn = full_precision(self.generator(z))
-        if self.layout.view == "tokens":
-            return drawn.softmax(1)
-        low, high = self.layout.low, self.layout.high
-        return low + (high - low) * 0.5 * (1 + drawn.tanh())
+    def _seen(self, x: Tensor, noise: Noise) -> Tensor:
+        return augment(x, self.family.augment, noise, self.layout)
 
-    def score(self, x: Tensor) -> Tensor:
-        """The critic's score of each example, `[B]`."""
-        return full_precision(self.critic(x)).squeeze(1)
+    def _asked(self, context: StepContext) -> Asked | None:
+        """What generated examples are asked for in a phase that sees no data."""
+        if self.generator.conditioner is None:
+            return None
+        return self._hidden(self.generator.conditioner.asked(context.batch_size, context.noise), context.noise)
 
-    def forward(self, batch: Batch | None, phase: str, context: StepContext) -> Output:
-        z = context.noise.normal(context.batch_size, self.family.latent_size)
-        if phase == "generator":
-            loss = self.generator_loss(self.score(self.generate(z)))
-            return Output(loss, {"generator_loss": loss.detach()})
-        assert batch is not None
-        real = self._real(batch.x)
-        with torch.no_grad():
-            fake = self.generate(z)
-        real_scores, fake_scores = self.score(torch.cat([real, fake])).chunk(2)
-        loss = self.critic_loss(real_scores, fake_scores)
-        means = {"wasserstein": (real_scores.mean() - fake_scores.mean()).detach()}
-        if self.family.gradient_penalty > 0:
-            penalty, norm = self._penalty(real, fake, context.noise)
-            loss = loss + self.family.gradient_penalty * penalty
-            means["gradient_norm"] = norm
-        return Output(loss, {"critic_loss": loss.detach(), **means})
-
-    def _penalty(self, real: Tensor, fake: Tensor, noise: Noise) -> tuple[Tensor, Tensor]:
-        """E[(||grad D(x)|| - 1)^2] on straight lines between real and fake (Gulrajani et al. 2017, eq. 3)."""
-        share = noise.uniform(len(real), *[1] * (real.dim() - 1))
-        between = (share * real + (1 - share) * fake).requires_grad_()
-        (gradient,) = torch.autograd.grad(self.score(between).sum(), between, create_graph=True)
-        norm = gradient.flatten(1).square().sum(1).add(1e-12).sqrt()
-        return (norm - 1).square().mean(), norm.detach().mean()
+    def _hidden(self, asked: Asked, noise: Noise) -> Asked:
+        """Some conditions hidden, with the spec's chance, from generator and critic alike."""
+        if self.condition.dropout == 0 or self.generator.conditioner is None:
+            return asked
+        hidden = noise.uniform(len(asked)) < self.condition.dropout
+        label = torch.where(hidden, -1, asked.label)
+        if asked.prompt is None:
+            return Asked(label)
+        return Asked(label, torch.where(hidden.unsqueeze(1), PROMPT_PAD, asked.prompt))
 
     @torch.no_grad()
     def evaluate(self, batch: Batch, noise: Noise, carry: tuple[Tensor, ...] | None = None) -> tuple[Sums, None]:
-        real_scores = self.score(self._real(batch.x))
-        fake_scores = self.score(self.generate(noise.normal(len(batch), self.family.latent_size)))
+        asked = Asked(batch.label, batch.prompt)
+        real_scores = self.critic(self._real(batch.x), asked)
+        fake = self.generator(noise.normal(len(batch), self.family.latent_size), asked, noise)
         sums = {
             "examples": torch.tensor(float(len(batch)), dtype=torch.float64),
             "real_score": real_scores.double().sum().cpu(),
-            "fake_score": fake_scores.double().sum().cpu(),
+            "fake_score": self.critic(fake, asked).double().sum().cpu(),
         }
         return sums, None
 
@@ -138,28 +123,40 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
         """How varied generated examples are beside real ones, and what the critic's scores say; shares of 1."""
-        z = noise.normal(len(held_out), self.family.latent_size)
-        generated = self.generate(z)
+        asked = Asked(held_out.label, held_out.prompt)
+        generated = self.generator(noise.normal(len(held_out), self.family.latent_size), asked, noise)
         fake = generated if self.layout.view == "signal" else generated.argmax(1)
         (mean, nearest), (real_mean, real_nearest) = variety(fake), variety(held_out.x)
-        seen_scores, fake_scores = self.score(self._real(seen.x)), self.score(generated)
+        seen_scores = self.critic(self._real(seen.x), Asked(seen.label, seen.prompt))
+        held_out_scores, fake_scores = self.critic(self._real(held_out.x), asked), self.critic(generated, asked)
         signs = {
             "diversity_share": mean / real_mean,
             "nearest_share": nearest / real_nearest,
             "critic_win_share": win_share(seen_scores, fake_scores),
-            "critic_overfit_share": overfit_share(seen_scores, self.score(self._real(held_out.x)), fake_scores),
+            "critic_overfit_share": overfit_share(seen_scores, held_out_scores, fake_scores),
         }
         if self.layout.view == "signal":
             signs["contrast_share"] = fake.flatten(1).std(1).mean() / held_out.x.flatten(1).std(1).mean()
         return signs
 
     @torch.no_grad()
-    def decode(self, z: Tensor) -> Tensor:
-        """What the generator makes of z `[B, Z]`: signals `[B, C, *space]`, or the likeliest tokens `[B, T]`."""
-        drawn = self.generate(z)
+    def decode(self, z: Tensor, asked: Asked | None = None) -> Tensor:
+        """What the generator makes of z `[B, Z]`: signals `[B, C, *space]`, or the likeliest tokens `[B, T]`.
+
+        Where nothing is asked for, a conditional generator is asked for the first of the corpus's labels.
+        """
+        if asked is None:
+            label = torch.zeros(len(z), dtype=torch.int64, device=z.device)
+            asked = Asked(label)
+        drawn = self.generator(z, asked)
         return drawn if self.layout.view == "signal" else drawn.argmax(1)
 
     @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """Signals `[count, C, *space]` or tokens `[count, T]`; the temperature scales the noise."""
-        return self.decode(Noise(generator).normal(count, self.family.latent_size) * options.temperature)
+        noise = Noise(generator)
+        z = noise.normal(count, self.family.latent_size) * options.temperature
+        conditioner = self.generator.conditioner
+        asked = None if conditioner is None else conditioner.asked(count, noise, options)
+        drawn = self.generator(z, asked, noise)
+        return drawn if self.layout.view == "signal" else drawn.argmax(1)

@@ -39,16 +39,16 @@ class Donor:
 
 @dataclass(frozen=True)
 class Axis:
-    """A dimension of a parameter along which every token (label, channel) has `each` numbers.
+    """A dimension of a parameter that counts tokens (labels, channels): `[blocks, count, inner]` laid flat.
 
-    `flat`: those of one lie side by side, `[count, each]`, as in a signal laid flat; else there are `each` blocks of
-    all, `[each, count]`, such as means and deviations. Behind them may be some that are the family's own.
+    `blocks` are such as means and deviations; `inner` is the extent of an example where it is laid flat too, else 1.
+    Behind them may be some that are the family's own.
     """
 
     role: Role
     dimension: int
-    each: int
-    flat: bool
+    blocks: int
+    inner: int
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ def inherit(
     their identifiers; those that the donor did not have begin at the mean of all that it had (Hewitt 2021: a new
     token then takes no more than the average token's share of the softmax). Channels of another number are averaged:
     every output channel gives the mean of the donor's, and input channels share their sum, so that a grey picture is
-    read as before. Where the model sees a condition and the donor saw none, what reads it begins at zero: whatever is
-    asked, the model does at first what the donor did. A tensor of any other extent is as in a new model.
-    Raises: TransferError when nothing fits.
+    read as before. Where the model sees a condition and the donor saw none, the donor's tensors that read it as well
+    begin with zeros for it: at first they do what they did, whatever is asked. A tensor of any other extent is as in a
+    new model. Raises: TransferError when nothing fits.
     """
     model = build_model(spec, layout)
     axes, asked = axes_of(spec, layout), _condition_axes(spec, layout)
@@ -129,7 +129,7 @@ def inherit(
             continue
         carried: Tensor | None = old
         for axis in axes.get(name, ()):
-            if axis.flat and not same_space:
+            if axis.inner > 1 and not same_space:
                 carried = None
             if carried is not None:
                 reads = axis.role == "channel" and _is_input(model, name, axis.dimension)
@@ -176,6 +176,7 @@ def axes_of(spec: RunSpec, layout: Layout) -> dict[str, list[Axis]]:
         more["channel"] = replace(layout, shape=(layout.channels + 1, *layout.space)), layout.channels
     if layout.labels:
         more["label"] = replace(layout, labels=(*layout.labels, "")), len(layout.labels)
+    space = layout.length if layout.view == "tokens" else layout.dimensions // layout.channels
     axes: dict[str, list[Axis]] = {}
     for role, (larger, count) in more.items():
         grown = _shapes(spec, larger)
@@ -184,8 +185,9 @@ def axes_of(spec: RunSpec, layout: Layout) -> dict[str, list[Axis]]:
                 each = then - extent
                 if each > 0:
                     assert extent >= each * count, f"{name} {shape}: {count} {role}s and {each} more for one more"
-                    flat = spread[name][dimension] != extent
-                    axes.setdefault(name, []).append(Axis(role, dimension, each, flat))
+                    flat = spread[name][dimension] != extent and each % space == 0
+                    inner = space if flat else 1
+                    axes.setdefault(name, []).append(Axis(role, dimension, each // inner, inner))
     return axes
 
 
@@ -238,19 +240,18 @@ def _along(old: Tensor, fresh: Tensor, axis: Axis, sources: Sequence[int], count
     if old.dim() <= axis.dimension or count == 0:
         return None
     rows = old.movedim(axis.dimension, 0)
-    own = rows.shape[0] - axis.each * count
-    own_now = fresh.shape[axis.dimension] - axis.each * len(sources)
-    if own < 0 or (rows.shape[1:] != fresh.movedim(axis.dimension, 0).shape[1:] and old.dim() != fresh.dim()):
+    each = axis.blocks * axis.inner
+    own, own_now = rows.shape[0] - each * count, fresh.shape[axis.dimension] - each * len(sources)
+    if own < 0:
         return None
-    body, behind = rows[: axis.each * count], rows[axis.each * count :]
-    blocks = body.unflatten(0, (count, axis.each) if axis.flat else (axis.each, count))
-    blocks = blocks if axis.flat else blocks.movedim(1, 0)  # [count, each, ...]
-    taken = torch.cat([blocks, blocks.mean(0, keepdim=True)])[torch.tensor(sources) % (count + 1)]
+    body, behind = rows[: each * count], rows[each * count :]
+    counted = body.unflatten(0, (axis.blocks, count, axis.inner)).movedim(1, 0)  # [count, blocks, inner, ...]
+    taken = torch.cat([counted, counted.mean(0, keepdim=True)])[torch.tensor(sources) % (count + 1)]
     if shared and len(sources) != count:
         taken = taken * (count / len(sources))
-    taken = (taken if axis.flat else taken.movedim(0, 1)).flatten(0, 1)
     added = rows.mean(0, keepdim=True).expand(max(0, own_now - own), *rows.shape[1:])
-    return torch.cat([taken, behind[:own_now], added]).movedim(0, axis.dimension).contiguous()
+    carried = torch.cat([taken.movedim(0, 1).flatten(0, 2), behind[:own_now], added])
+    return carried.movedim(0, axis.dimension).contiguous()
 
 
 def _is_input(model: nn.Module, name: str, dimension: int) -> bool:

@@ -15,11 +15,40 @@ class RnnSpec(Strict):
     `state_reset` is the chance that a lane of continuous text starts a step from an empty state instead of the
     carried one. Without it the empty state is seen once in a training, and a held-out lane that starts from it
     can stay lost (6.4 nats a character against 1.6 was seen).
+
+    Of examples longer than `window` tokens a step reads that many (rounded up to whole frames), and the state is
+    carried to the example's next step. `binarise: dynamic` draws each grey pixel as a black or white one, anew every
+    time it is seen (Salakhutdinov and Murray 2008), and models what was drawn.
+
+    Pixels and samples are numbers as well as tokens, and may be seen directly: `history` counts the tokens before (of
+    a picture's row: the pixels, with all their channels), `rows_above` and `columns_above` the pixels above, an odd
+    number centred on the pixel. They enter the recurrence, and the hidden layers `readout` between its state and the
+    softmax. With `frame` above 1 the recurrence steps once in that many tokens, and the readout, from the frames
+    before and these neighbours, gives each of a frame's tokens (SampleRNN, Mehri et al. 2017, section 2).
     """
 
     kind: Literal["rnn"]
     tied_embeddings: bool = False
     state_reset: Share = 0.01
+    window: Count = 1024
+    binarise: Literal["dynamic"] | None = None
+    history: Annotated[int, Field(ge=0)] = 0
+    rows_above: Annotated[int, Field(ge=0)] = 0
+    columns_above: Annotated[int, Field(ge=1)] = 7
+    readout: tuple[Count, ...] = ()
+    frame: Count = 1
+
+    @model_validator(mode="after")
+    def _parts_fit(self) -> RnnSpec:
+        if self.columns_above % 2 == 0:
+            raise ValueError(f"columns_above {self.columns_above} must be odd: as many to the left as to the right")
+        if self.frame > 1 and not self.readout:
+            raise ValueError(
+                f"frame {self.frame}: tokens within a frame are told apart by a readout; set readout: [256]"
+            )
+        if self.tied_embeddings and self.readout:
+            raise ValueError("tied_embeddings and readout: the softmax of a readout has its own weights; choose one")
+        return self
 
 
 class VaeSpec(Strict):
@@ -32,8 +61,9 @@ class VaeSpec(Strict):
     The code: `prior: flow` is learned with the rest, which costs a quarter more time a step and is worth 4 nats on
     MNIST. `beta` weighs the KL term (Higgins et al. 2017); it rises from 0 over the first `kl_warmup` of the training,
     linearly, or in `kl_cycles` that each begin at 0 again (Fu et al. 2019). `free_bits_nats` is the least KL a latent
-    unit is charged for (Kingma et al. 2016; with a learned prior, that many times `latent_size` for the whole code).
-    `importance_samples` above 1 trains the importance-weighted bound (Burda et al. 2016) instead.
+    unit is charged for (Kingma et al. 2016), or the whole code `latent_size` times that, where the prior is learned or
+    samples are several. `importance_samples` above 1 trains the importance-weighted bound instead (Burda et al.
+    2016).
     Before each step the encoder takes `aggressive_steps` of its own, until a validation finds that its codes say no
     more of the examples than at the one before, at most for half of the training (He et al. 2019).
     `dropout` falls on what the encoder sees in an example, `word_dropout` hides tokens from the decoder of text.
@@ -63,25 +93,6 @@ class VaeSpec(Strict):
         if self.binarise is not None and self.likelihood not in (None, "bernoulli"):
             raise ValueError(f"binarise {self.binarise!r} makes zeros and ones; likelihood must be 'bernoulli'")
         return self
-
-
-class GanSpec(Strict):
-    """A generative adversarial network: a generator and a critic, each a phase.
-
-    `loss: wasserstein` with `gradient_penalty` is WGAN-GP (Gulrajani et al. 2017); the others are the minimax
-    and non-saturating losses (Goodfellow et al. 2014), least squares (Mao et al. 2017) and hinge (Lim and Ye
-    2017).
-    """
-
-    kind: Literal["gan"]
-    latent_size: Count = 64
-    loss: Literal["wasserstein", "minimax", "non_saturating", "least_squares", "hinge"] = "wasserstein"
-    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
-    critic_steps: Count = 5
-    critic_lr_scale: Rate = 1.0
-
-
-AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind")]
 
 
 class MlpBackboneSpec(Strict):
@@ -140,7 +151,12 @@ class ResnetBackboneSpec(Strict):
 
 
 class RecurrentBackboneSpec(Strict):
-    """Stacked GRU or LSTM layers over embedded tokens."""
+    """Stacked GRU or LSTM layers over embedded tokens.
+
+    `dropout` falls on what each layer gives, anew at every step (Zaremba et al. 2014); with `variational` one mask an
+    example serves all its steps, on what goes in and what comes out, and `embedding_dropout` takes whole symbols out
+    of an example (Gal and Ghahramani 2016). `norm: layer` normalises what each layer gives (Ba et al. 2016).
+    """
 
     kind: Literal["recurrent"]
     cell: Literal["gru", "lstm"] = "lstm"
@@ -148,11 +164,60 @@ class RecurrentBackboneSpec(Strict):
     layers: Count = 1
     embedding_size: Count = 64
     dropout: Share = 0.0
+    variational: bool = False
+    embedding_dropout: Share = 0.0
+    norm: Literal["none", "layer"] = "none"
 
+
+SignalBackboneSpec = Annotated[MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec, Field(discriminator="kind")]
 
 AnyBackboneSpec = Annotated[
     MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec | RecurrentBackboneSpec, Field(discriminator="kind")
 ]
+
+
+class GumbelSpec(Strict):
+    """Generated tokens as samples through which gradients pass: the Gumbel-softmax (Jang et al. 2017).
+
+    Its temperature goes geometrically from `temperature` to `final_temperature` over the training: high ones are soft
+    and their gradients steady, low ones are nearly one-hot. `straight_through` shows the critic one-hots and takes the
+    gradients of the soft ones.
+    """
+
+    temperature: Rate = 1.0
+    final_temperature: Rate = 0.5
+    straight_through: bool = True
+
+
+class GanSpec(Strict):
+    """A generative adversarial network: a generator and a critic, each a phase.
+
+    `loss: wasserstein` with `gradient_penalty` is WGAN-GP (Gulrajani et al. 2017); the others are the minimax
+    and non-saturating losses (Goodfellow et al. 2014), least squares (Mao et al. 2017) and hinge (Lim and Ye
+    2017). `real_gradient_penalty` weighs R1 (Mescheder et al. 2018); `spectral_norm` divides the critic's layers by
+    their largest singular values (Miyato et al. 2018). `augment` changes what the critic sees, real or generated, by
+    one differentiable policy (Zhao et al. 2020), for corpora of a few thousand examples or fewer: `colour`,
+    `translation` and `cutout` for pictures, `shift`, `gain` and `time_mask` for sound. `phase_shuffle` moves the
+    critic's activations of a waveform by up to that many samples a level (Donahue et al. 2019). A generator of tokens
+    gives soft one-hots or, with `gumbel`, samples; under a recurrent backbone it writes them one after the other, each
+    fed back (Press et al. 2017), and the critic needs a `critic_backbone` of its own.
+    """
+
+    kind: Literal["gan"]
+    latent_size: Count = 64
+    loss: Literal["wasserstein", "minimax", "non_saturating", "least_squares", "hinge"] = "wasserstein"
+    gradient_penalty: Annotated[float, Field(ge=0)] = 10.0
+    real_gradient_penalty: Annotated[float, Field(ge=0)] = 0.0
+    spectral_norm: bool = False
+    critic_steps: Count = 5
+    critic_lr_scale: Rate = 1.0
+    augment: tuple[Literal["colour", "translation", "cutout", "shift", "gain", "time_mask"], ...] = ()
+    phase_shuffle: Annotated[int, Field(ge=0)] = 0
+    gumbel: GumbelSpec | None = None
+    critic_backbone: SignalBackboneSpec | None = None
+
+
+AnyFamilySpec = Annotated[RnnSpec | VaeSpec | GanSpec, Field(discriminator="kind")]
 
 
 class ConditionSpec(Strict):

@@ -16,13 +16,14 @@ from pipeline.spec.data import (
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
+    WaveformCodecSpec,
     gives_label,
     gives_prompt,
     gives_split,
 )
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
-from pipeline.spec.model import ConvBackboneSpec, ModelSpec, ResnetBackboneSpec
+from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
 
 
@@ -144,15 +145,17 @@ class RunSpec(Strict):
             )
         if family.kind == "rnn" and backbone.kind != "recurrent":
             mistakes.append(f"model.backbone.kind {backbone.kind!r}: model.family.kind 'rnn' needs 'recurrent'")
+        if isinstance(family, RnnSpec):
+            mistakes.extend(_misfits_of_numbers(codec, family))
         if family.kind == "vae" and tokens != (backbone.kind == "recurrent"):
             allowed = "'recurrent'" if tokens else "'mlp', 'conv' or 'resnet'"
             mistakes.append(
                 f"model.backbone.kind {backbone.kind!r}: a vae over data.codec.kind {codec.kind!r} needs {allowed}"
             )
+        if isinstance(family, GanSpec):
+            mistakes.extend(_misfits_of_gan(family, codec, backbone, tokens))
         if family.kind == "vae" and not tokens:
             mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
-        if family.kind == "gan" and backbone.kind == "recurrent":
-            mistakes.append("model.backbone.kind 'recurrent': model.family.kind 'gan' needs 'conv', 'resnet' or 'mlp'")
         if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
             mistakes.append(
                 "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
@@ -182,6 +185,20 @@ class RunSpec(Strict):
 
     def as_yaml(self) -> str:
         return yaml.safe_dump(self.as_dict(), sort_keys=False, allow_unicode=True)
+
+
+def _misfits_of_numbers(codec: Any, family: RnnSpec) -> Iterable[str]:
+    """Pixels and samples are numbers that may be seen directly; the tokens of a text are not, and only pixels lie above
+    each other or can be drawn black or white."""
+    raster, sound = isinstance(codec, RasterCodecSpec), isinstance(codec, MuLawCodecSpec)
+    for key, is_set, fits, needed in (
+        ("history", family.history > 0, raster or sound, "'raster' or 'mu_law'"),
+        ("frame", family.frame > 1, raster or sound, "'raster' or 'mu_law'"),
+        ("rows_above", family.rows_above > 0, raster, "'raster'"),
+        ("binarise", family.binarise is not None, raster, "'raster'"),
+    ):
+        if is_set and not fits:
+            yield f"model.family.{key} needs data.codec.kind {needed}, and it is {codec.kind!r}; leave it out"
 
 
 def _misfits_of_conditions(data: DataSpec, model: ModelSpec) -> Iterable[str]:
@@ -240,3 +257,32 @@ def _misfits_of_levels(codec: Any, backbone: ConvBackboneSpec | ResnetBackboneSp
             f"{key} {seen}: too small for a {backbone.kind} backbone of {len(backbone.channels)} levels with stride "
             f"{backbone.stride}, which needs more than {factor}; enlarge it, or shorten model.backbone.channels"
         )
+
+
+def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) -> Iterable[str]:
+    """What a GAN can be told that only some codecs and backbones have."""
+    sound = isinstance(codec, WaveformCodecSpec | LogMelCodecSpec)
+    critic = family.critic_backbone or backbone
+    if backbone.kind == "recurrent" and not tokens:
+        yield (
+            f"model.backbone.kind 'recurrent': a gan over data.codec.kind {codec.kind!r} needs 'conv', 'resnet' or "
+            "'mlp'"
+        )
+    elif critic.kind == "recurrent":
+        yield (
+            "model.family.critic_backbone: a recurrent generator needs a critic of another kind, such as "
+            "{kind: resnet, channels: [128, 128]}"
+        )
+    for name in family.augment:
+        if tokens or (name in ("shift", "gain", "time_mask")) != sound:
+            allowed = (
+                "none for tokens" if tokens else "shift, gain, time_mask" if sound else "colour, translation, cutout"
+            )
+            yield f"model.family.augment {name!r}: data.codec.kind {codec.kind!r} knows {allowed}; leave it out"
+    if family.phase_shuffle and not (isinstance(codec, WaveformCodecSpec) and critic.kind in ("conv", "resnet")):
+        yield (
+            f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
+            "resnet backbone; set it to 0"
+        )
+    if family.gumbel is not None and not tokens:
+        yield f"model.family.gumbel: data.codec.kind {codec.kind!r} has no tokens to draw; leave it out"

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from pipeline.data.feed import make_batches, rows_in_memory
 from pipeline.data.prepared import Prepared
+from pipeline.data.windows import WindowedBatches
 from pipeline.errors import PreparedDataError, TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
@@ -63,6 +64,9 @@ class Session:
         self.stepper = Stepper(model, spec.training, spec.seed, device, rank, world_size)
         training = spec.training
         self.batches = make_batches(prepared, "train", training, spec.seed, rank, world_size, device)
+        if model.window is not None:
+            length, lanes = self.layout.length, training.batch_size
+            self.batches = WindowedBatches(self.batches, length, model.window, lanes, rank, world_size)
         has_validation = prepared.manifest.splits.get("validation", {}).get("rows", 0) > 0
         # In memory whatever `training.load`, and of a larger split what `memory_megabytes` holds: its first rows.
         most = rows_in_memory(prepared.layout, training.memory_megabytes)

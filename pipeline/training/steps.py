@@ -165,7 +165,7 @@ class Stepper:
             return module
         self._only(phase)
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        # No buffers: no model here has any that change. `gradient_as_bucket_view` saves a copy of the gradients.
+        # Buffers change by validations alone, on all ranks alike. The bucket view saves a copy of the gradients.
         return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
 
     def _start_average(self) -> dict[str, Tensor]:

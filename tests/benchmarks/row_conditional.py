@@ -59,6 +59,7 @@ def main() -> None:
             high=accuracy.interval[1],
             from_files=read_from_files(row),
             real=real.value,
+            classification_accuracy_score=scores["test/classification_accuracy"].value,
             nll_nats=scores["test/nll_nats"].value,
         )
 

@@ -34,7 +34,7 @@ def main() -> None:
     bundle, test = row.bundle, row.prepared.load_split("test")
     classifier = find_or_train_extractor(row.prepared)
     assert isinstance(bundle.model, SignalVae) and isinstance(classifier, ClassifierExtractor)
-    x, asked = row.prepared.layout.to_model(test.x), Asked(test.label)
+    x, asked = row.prepared.layout.to_model(test.x), Asked(test.label, test.prompt)
     with torch.no_grad():
         condition = bundle.model.condition_of(asked)
         rebuilt = bundle.model.decode(bundle.model.encode(x, condition)[0], condition)

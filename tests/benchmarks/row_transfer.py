@@ -21,6 +21,7 @@ import numpy as np
 
 from pipeline.data.prepared import Prepared
 from pipeline.evaluation.evaluate import measure
+from pipeline.evaluation.forgetting import forgetting
 from pipeline.generation.sampling import save_bundle
 from pipeline.inheriting import donor_of
 from pipeline.models.surgery import Inheritance, inherit
@@ -130,6 +131,7 @@ def compare(pair: Pair, data: Path, storage: Path, donor_overrides: list[str]) -
             figures.setdefault(f"transferred_{budget}", []).append(round(transferred, 4))
             met &= transferred < scratch
     assert isinstance(taken, Inheritance) and last is not None
+    lost = forgetting(last.spec, donor_row.prepared, donor_row.folder, last.folder)
     print_row(
         pair.cell,
         pair.corpora,
@@ -138,6 +140,7 @@ def compare(pair: Pair, data: Path, storage: Path, donor_overrides: list[str]) -
         last,
         donor_seconds=round(donor_row.seconds),
         taken_over=taken.in_words(),
+        **{key.rpartition("/")[2]: score.value for key, score in lost.items()},
         **figures,
     )
 

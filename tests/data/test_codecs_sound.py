@@ -176,6 +176,25 @@ def test_mu_law_tokens_come_back_exactly() -> None:
     np.testing.assert_array_equal(codec.encode(codec.decode(np.arange(256))), np.arange(256))
 
 
+@pytest.mark.parametrize(("levels", "dtype"), [(256, "uint16"), (254, "uint8"), (16, "uint8")])
+def test_mu_law_says_where_a_sound_ends_and_gives_silence_behind_it(levels: int, dtype: str) -> None:
+    codec = codec_of(kind="mu_law", num_samples=64, levels=levels)
+    layout = codec.layout()
+    assert layout.stored_dtype == dtype
+    whole = tone(440, 64)
+    for length in (0, 20, 63, 64, 70):
+        tokens = codec.encode(tone(440, length))
+        assert tokens.dtype == dtype
+        assert tokens.max() < layout.vocabulary
+        assert (tokens[:length] < levels).all()
+        assert (tokens[length : length + 1] == layout.end_token).all()
+        assert (tokens[length + 1 :] == layout.pad_token).all()
+        again = codec.decode(tokens)
+        assert again.shape == (64,)
+        np.testing.assert_array_equal(again[:length], codec.decode(codec.encode(whole))[:length])
+        assert not again[length:].any()
+
+
 def log_mel_codec(**spec: Any) -> LogMelCodec:
     codec = codec_of(kind="log_mel", **spec)
     assert isinstance(codec, LogMelCodec)

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data.builtin import BUILTINS
+from pipeline.data.layout import Layout
 from pipeline.data.prompts import decode_prompt
+from pipeline.evaluation.classification_score import classification_accuracy
 from pipeline.evaluation.compare import labels_of
 from pipeline.evaluation.condition_accuracy import ConditionAccuracy, num_asked, readings
 from pipeline.evaluation.definitions import DEFINITIONS
 from pipeline.evaluation.evaluate import METRICS, load_subject
-from pipeline.evaluation.features import find_prompt_classifier
+from pipeline.evaluation.features import Classifier, ClassifierConfig, ClassifierExtractor, find_prompt_classifier
 from pipeline.evaluation.metric import Subject, add
 from pipeline.models.base import SamplingOptions
 from pipeline.spec import ConditionSpec, PromptSpec
@@ -49,7 +52,7 @@ class Obedient(Planted):
 def subject_of(spec_of, prepare_small, bundle_of, short_extractors):
     def make(every: int = 0, words=None, **evaluation) -> Subject:
         spec = spec_of(PICTURES, VAE, MLP, samples=400, **evaluation)
-        prepared = prepare_small(spec, {"train": pictures(130), "test": pictures(60, seed=1)}, words)
+        prepared = prepare_small(spec, {"train": pictures(130), "test": pictures(110, seed=1)}, words)
         subject = load_subject(spec, prepared, bundle_of(spec, prepared), torch.device("cpu"))
         condition = spec.model.model_copy(update={"condition": ConditionSpec(on=("label",))})
         subject = replace(subject, spec=spec.model_copy(update={"model": condition}))
@@ -69,6 +72,9 @@ def test_a_model_that_is_wrong_in_a_known_share_of_samples_is_found_out(subject_
         assert score.protocol["asked"] == 400 and score.protocol["classes"] == 2
         assert score.protocol["extractor_sha256"] == subject.classifier.sha256
         assert [one["asked"] for one in score.shown] == ["left", "right"]
+        taught = scores["classification_accuracy"]
+        assert 0 <= taught.interval[0] <= taught.value <= taught.interval[1] <= 1
+        assert "extractor" not in taught.protocol and taught.protocol["asked"] == 400
         assert scores["condition_accuracy_ceiling"].value == 1.0
 
 
@@ -136,6 +142,25 @@ def test_prompts_that_are_no_labels_are_read_by_a_classifier_of_their_own(subjec
     digests = {scores[key].protocol["extractor_sha256"] for key in ("prompt_accuracy", "condition_accuracy")}
     assert len(digests) == 2
     assert [(options.asked_label is None) != (options.asked_prompt is None) for options in told] == [True] * len(told)
+
+
+@pytest.mark.slow
+def test_samples_that_are_right_but_always_the_same_teach_a_classifier_little():
+    layout = Layout("image", "signal", (1, 28, 28), "uint8", "bernoulli", scale=1 / 255, labels=tuple("0123456789"))
+    items = list(BUILTINS["digits"].items())
+    x = layout.to_model(torch.from_numpy(np.stack([raw for raw, _ in items]))).unsqueeze(1)
+    label = torch.tensor([int(text) for _, text in items])
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
+    real, train = order[:1000], order[1000:]
+    config = ClassifierConfig(steps=150)
+    read_by = ClassifierExtractor(Classifier(layout, config), layout, "any", "", None)
+    first = torch.stack([train[label[train] == digit][0] for digit in range(10)])
+    collapsed = first.repeat(100)
+    varied, narrow = (
+        classification_accuracy(x[rows], label[rows], x[real], label[real], read_by) for rows in (train, collapsed)
+    )
+    assert varied[0] > 0.85 and narrow[0] < 0.65
+    assert varied[1][0] < varied[0] < varied[1][1]
 
 
 def test_too_few_samples_are_refused_in_words(subject_of):

@@ -22,7 +22,10 @@ SAMPLES = (
     | {f"test/{name}{of_real}" for name in OF_NEIGHBOURS for of_real in ("", "_ceiling")}
     | {f"test/{name}" for name in DEFINITIONS_OF_SAMPLE_NOVELTY}
 )
-LIKELIHOOD = {"test/nll_nats", "test/elbo_nats", "test/kl_nats", "test/reconstruction_mse", "test/active_units"}
+LIKELIHOOD = {
+    f"test/{name}"
+    for name in ("nll_nats", "elbo_nats", "kl_nats", "information_nats", "reconstruction_mse", "active_units")
+}
 
 
 @pytest.fixture(autouse=True)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from sklearn.decomposition import PCA
 
+from pipeline.data.prompts import encode_prompts
 from pipeline.evaluation.latent import (
     Posteriors,
     between,
@@ -20,6 +22,8 @@ from pipeline.evaluation.latent import (
 )
 from pipeline.models import build_model
 from pipeline.models.base import Batch, Noise, SamplingOptions, make_generator
+from pipeline.models.conditioning import Asked
+from pipeline.spec import make_spec
 from tests.conftest import cell_spec, prepared_in_memory
 
 CELLS = [("vae", "image"), ("vae", "audio"), ("vae", "text"), ("gan", "image"), ("gan", "text")]
@@ -44,6 +48,31 @@ def test_the_dimensions_add_up_to_the_models_own_scores(modality):
     scores = model.summarise(model.evaluate(batch, Noise(make_generator(0, "any")))[0])
     assert sum(used.kl_nats) == pytest.approx(scores["kl_nats"], rel=1e-5)  # of single precision
     assert len(used.active) == scores["active_units"]
+
+
+def test_a_conditional_model_is_told_the_labels_and_prompts_of_what_is_encoded():
+    tree = cell_spec("vae", "image").as_dict()
+    tree["data"]["source"] = {"kind": "files", "path": "x", "label_from": "folder", "prompt_pattern": "(.)"}
+    tree["data"]["prompt"] = {"of": "source", "length": 8}
+    tree["model"]["condition"] = {"on": ["label", "prompt"], "size": 8}
+    spec = make_spec(tree)
+    prepared = prepared_in_memory(spec, validation=12)
+    words = ["one" if i % 3 else "two" for i in range(12)]
+    prompt = torch.from_numpy(encode_prompts(words, 8).astype("int16"))
+    held_out = replace(prepared.load_split("validation"), label=torch.arange(12) % 2, prompt=prompt)
+    layout = replace(prepared.layout, labels=("a", "b"), prompts=("one", "two"), prompt_length=8)
+    model = build_model(spec, layout).eval().requires_grad_(False)
+    # As they are initialised, conditions hardly matter.
+    torch.nn.init.normal_(model.encoder.head.weight, generator=torch.Generator().manual_seed(0))
+    view = look_into(model, prepared.codec, layout, held_out, seed=0)
+
+    def kl_nats(**changes):
+        batch = Batch(layout.to_model(held_out.x), held_out.label, torch.arange(12), prompt.long())
+        return model.summarise(model.evaluate(replace(batch, **changes), Noise(make_generator(0, "any")))[0])["kl_nats"]
+
+    assert view is not None and sum(view.usage.kl_nats) == pytest.approx(kl_nats(), rel=1e-5)
+    for other in ({"prompt": prompt.long().flip(0)}, {"label": 1 - held_out.label}):
+        assert kl_nats(**other) != pytest.approx(kl_nats(), rel=1e-3)
 
 
 def test_kl_is_zero_at_the_prior_and_half_the_square_of_a_shift():
@@ -110,6 +139,25 @@ def test_frames_are_what_the_model_decodes_and_the_same_each_time(family, modali
     z[0, dimension] = view.from_prior[0].positions[0]
     assert _equal(view.from_prior[0].frames[0], codec.decode(model.decode(z)[0].numpy()))
     assert view.num_examples == len(view.map.labels) == 12
+
+
+def test_a_conditional_model_is_looked_into_as_what_its_examples_are():
+    """An example's code is that given its own label, and a path between two begins and ends as their labels do."""
+    spec = cell_spec("vae", "image").as_dict()
+    spec["model"]["condition"] = {"on": ["label"], "size": 4}
+    spec["model"]["family"]["prior"] = "flow"
+    prepared = prepared_in_memory(make_spec(spec), validation=12)
+    layout = replace(prepared.layout, labels=("a", "b"))
+    model = build_model(make_spec(spec), layout).eval().requires_grad_(False)
+    held_out = prepared.load_split("validation")
+    held_out.label[:] = torch.arange(12) % 2
+    view = look_into(model, prepared.codec, layout, held_out, 3)
+    walk = view.interpolations[0]
+    first, last = (int(word) - 1 for word in walk.title.split() if word.isdigit())
+    for row, frame in ((first, walk.frames[0]), (last, walk.frames[-1])):
+        told = model.condition_of(Asked(held_out.label[row : row + 1]))
+        mean, _ = model.encode(layout.to_model(held_out.x[row : row + 1]), told)
+        assert _equal(frame, prepared.codec.decode(model.decode(mean, told)[0].numpy()))
 
 
 def test_a_language_model_and_an_empty_split_have_no_latents():

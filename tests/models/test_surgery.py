@@ -156,15 +156,21 @@ def test_an_old_text_loses_no_more_than_what_new_tokens_take_of_the_softmax(
     )
     heir = loaded(spec_now, now.layout(), weights)
     # Without the end token, which is no part of the text.
-    old, new = (torch.from_numpy(codec.encode(text)[:-1].astype(np.int64))[None] for codec in (before, now))
-    nats, then = heir.token_nats(new)[0, 1:], donor.token_nats(old)[0, 1:]  # type: ignore[operator]
-    num_new = now.vocabulary - before.vocabulary
+    old, new = (torch.from_numpy(codec.encode(text)[:-1].astype(np.int64)) for codec in (before, now))
+
+    def next_nats(model: Any, tokens: Tensor, vocabulary: int) -> Tensor:
+        """The surprise at every token `[V]` that may come last."""
+        candidates = tokens.repeat(vocabulary, 1)
+        candidates[:, -1] = torch.arange(vocabulary)
+        nats: Tensor = model.token_nats(candidates)[:, -1]
+        return nats
+
+    then, since = next_nats(donor, old, before.vocabulary), next_nats(heir, new, now.vocabulary)
     shared = torch.tensor([now.meanings().index(meaning) for meaning in before.meanings()])
-    logits = heir._logits(new[:, :-1], None, None)[0][0]  # type: ignore[operator]
-    share = 1 - logits.softmax(-1)[:, shared].sum(-1)  # of the new tokens, at each place
-    torch.testing.assert_close(nats, then - torch.log1p(-share), rtol=1e-4, atol=1e-4)
+    share = 1 - (-since[shared]).exp().sum()  # of the new tokens
+    torch.testing.assert_close(since[shared], then - torch.log1p(-share), rtol=1e-4, atol=1e-4)
     # A new token has the mean of all logits, which is at most what the average token has.
-    assert bool((share <= num_new / now.vocabulary + 1e-5).all())
+    assert float(share) <= (now.vocabulary - before.vocabulary) / now.vocabulary + 1e-5
 
 
 def test_tokens_that_are_gone_leave_their_share_to_the_others() -> None:
@@ -194,8 +200,12 @@ def test_each_character_of_the_byte_alphabet_stands_for_one_byte() -> None:
     assert sorted(byte_of_each()) == ALPHABET and sorted(byte_of_each().values()) == list(range(256))
 
 
-def test_labels_go_by_their_names_and_channels_by_their_mean() -> None:
-    spec = cell_spec("vae", "image")
+@pytest.mark.parametrize("backbone", [None, {"kind": "mlp", "hidden": [8]}, {"kind": "resnet", "channels": [4, 8]}])
+def test_channels_of_another_number_are_the_mean_and_share_the_sum(backbone: dict[str, Any] | None) -> None:
+    grey_tree = cell_spec("vae", "image").as_dict()
+    if backbone is not None:
+        grey_tree["model"]["backbone"] = backbone
+    spec = make_spec(grey_tree)
     prepared = prepared_in_memory(spec)
     donor = varied(spec, prepared.layout)
     tree = spec.as_dict()
@@ -227,6 +237,8 @@ def test_labels_go_by_their_names_and_the_unknown_one_stays_last(family: str, mo
     before = replace(prepared.layout, labels=("cat", "dog", "owl"), label_counts=(3, 2, 1))
     now = replace(prepared.layout, labels=("ant", "cat", "owl", "rat"), label_counts=(1, 1, 1, 1))
     donor, meanings = varied(spec, before), prepared.codec.meanings()
+    if donor.num_parameters() == varied(cell_spec(family, modality), before).num_parameters():
+        pytest.skip("the family cannot be asked for anything yet")
     weights, taken = inherit(spec, now, meanings, Donor(before, meanings, donor.state_dict()))
     assert taken.names("new") == [] and taken.new_labels == ("ant", "rat")
     tables = [name for name in weights if donor.state_dict()[name].shape != weights[name].shape]
@@ -245,6 +257,11 @@ def test_a_model_that_learns_to_be_asked_begins_by_doing_as_before(family: str, 
     donor, meanings = varied(plain, prepared.layout), prepared.codec.meanings()
     weights, taken = inherit(spec, layout, meanings, Donor(prepared.layout, meanings, donor.state_dict()))
     assert set(taken.names("new")) == set(weights) - set(donor.state_dict())
+    for name, old in donor.state_dict().items():
+        kept = weights[name][tuple(slice(extent) for extent in old.shape)]
+        assert torch.equal(kept, old) and weights[name].norm() == pytest.approx(old.norm()), name  # the rest is zero
+    if family == "gan":
+        return  # its critic has a projection of the condition, new, and noise also draws what is asked for
     heir, x = loaded(spec, layout, weights), prepared.load_split("validation").x
     batch = Batch(layout.to_model(x), torch.arange(len(x)) % 2, torch.arange(len(x)))
     sums = [model.evaluate(batch, Noise(make_generator(3, "test")))[0] for model in (heir, donor)]

@@ -1,4 +1,4 @@
-"""Losses and scores against closed forms: exact KL, exact evidence, linear critics, a brute-force sum."""
+"""Losses and scores against closed forms: exact KL, exact evidence, a brute-force sum."""
 
 from __future__ import annotations
 
@@ -13,12 +13,11 @@ from pipeline.data.layout import Layout
 from pipeline.models import build_model
 from pipeline.models.backbones import SignalEncoder, make_encoder
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
-from pipeline.models.gan import LOSSES, GenerativeAdversarialNetwork
 from pipeline.models.likelihoods import Gaussian
 from pipeline.models.posterior import kl_to_standard_normal
 from pipeline.models.rnn import RecurrentLanguageModel, draw
 from pipeline.models.vae_signals import SignalVae
-from pipeline.spec import GanSpec, MlpBackboneSpec, RecurrentBackboneSpec, RnnSpec, VaeSpec
+from pipeline.spec import MlpBackboneSpec, RecurrentBackboneSpec, RnnSpec, VaeSpec
 from tests.conftest import cell_spec
 
 SIGNAL = Layout("audio", "signal", (1, 3), "float32", "gaussian", low=-1.0, high=1.0)
@@ -130,52 +129,6 @@ def test_dynamic_binarisation_has_the_grey_level_as_its_mean() -> None:
     drawn = model.observe(grey, Noise(make_generator(0, "n")))
     assert set(drawn.unique().tolist()) == {0.0, 1.0}
     torch.testing.assert_close(drawn.mean(0)[0], torch.tensor([0.0, 0.3, 1.0]), atol=0.015, rtol=0)
-
-
-def test_gradient_penalty_of_a_linear_critic_is_exact() -> None:
-    gan = GenerativeAdversarialNetwork(SIGNAL, GanSpec(kind="gan", latent_size=2), MlpBackboneSpec(kind="mlp"))
-    critic = nn.Linear(3, 1)
-    gan.critic = nn.Sequential(nn.Flatten(), critic)
-    real, fake = torch.randn(5, 1, 3), torch.randn(5, 1, 3)
-    penalty, norm = gan._penalty(real, fake, Noise(make_generator(0, "n")))
-    expected = critic.weight.norm()
-    torch.testing.assert_close(norm, expected.detach())
-    torch.testing.assert_close(penalty, (expected - 1).square())
-    # The double backward: d/dW (|W| - 1)^2 = 2 (|W| - 1) W / |W|.
-    penalty.backward()
-    assert critic.weight.grad is not None
-    torch.testing.assert_close(critic.weight.grad, (2 * (expected - 1) * critic.weight / expected).detach())
-
-
-REAL, FAKE = torch.tensor([1.5, -0.5]), torch.tensor([0.25, 2.0])
-
-
-def _log_sigmoid(x: float) -> float:
-    return -math.log1p(math.exp(-x))
-
-
-@pytest.mark.parametrize(
-    ("loss", "critic", "generator"),
-    [
-        ("wasserstein", 1.125 - 0.5, -1.125),
-        (
-            "minimax",
-            -(_log_sigmoid(1.5) + _log_sigmoid(-0.5)) / 2 - (_log_sigmoid(-0.25) + _log_sigmoid(-2.0)) / 2,
-            (_log_sigmoid(-0.25) + _log_sigmoid(-2.0)) / 2,
-        ),
-        (
-            "non_saturating",
-            -(_log_sigmoid(1.5) + _log_sigmoid(-0.5)) / 2 - (_log_sigmoid(-0.25) + _log_sigmoid(-2.0)) / 2,
-            -(_log_sigmoid(0.25) + _log_sigmoid(2.0)) / 2,
-        ),
-        ("least_squares", 0.5 * (0.25 + 2.25) / 2 + 0.5 * (0.0625 + 4) / 2, 0.5 * (0.5625 + 1) / 2),
-        ("hinge", (0 + 1.5) / 2 + (1.25 + 3) / 2, -1.125),
-    ],
-)
-def test_gan_losses_agree_with_their_formulas(loss: str, critic: float, generator: float) -> None:
-    critic_loss, generator_loss = LOSSES[loss]
-    assert float(critic_loss(REAL, FAKE)) == pytest.approx(critic, rel=1e-6)
-    assert float(generator_loss(FAKE)) == pytest.approx(generator, rel=1e-6)
 
 
 def test_language_model_sums_to_one_over_all_texts() -> None:

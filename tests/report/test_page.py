@@ -63,6 +63,16 @@ def test_the_data_card_shows_examples_of_the_corpus(modality):
 
 
 @pytest.mark.parametrize("modality", ["text", "image", "audio"])
+def test_a_sample_says_what_it_was_asked_for(modality):
+    assert '<figure class="asked">' not in page(modality)
+    html = page(modality, asked=["seven", "“<i>two</i>”"])
+    outline = Outline()
+    outline.feed(html)
+    assert outline.open == []
+    assert re.findall("<figcaption>([^<]*)</figcaption>", html) == ["seven", "“&lt;i&gt;two&lt;/i&gt;”"]
+
+
+@pytest.mark.parametrize("modality", ["text", "image", "audio"])
 def test_equal_runs_give_equal_pages(modality):
     assert page(modality, **everything(modality)) == page(modality, **everything(modality))
 

@@ -14,10 +14,18 @@ from safetensors.torch import load_file, save_file
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
-from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.conftest import (
+    MODALITIES,
+    cell_spec,
+    gan_with_options,
+    lane_spec,
+    prepared_in_memory,
+    window_spec,
+)
 
 STEPS = 20
-CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried"]
+CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
+CASES += [f"gan-{modality}-options" for modality in MODALITIES]
 CASES += ["vae-options-image", "vae-options-text"]
 SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
@@ -55,9 +63,13 @@ def _spec(case: str) -> RunSpec:
         settings["transfer"]["lr_scales"] |= {FROZEN[case]: scale}
     if case == "rnn-carried":
         return lane_spec(**settings)
+    if case == "rnn-windows":
+        return window_spec(**settings)
     if case.startswith("vae-options"):
         return _vae_with_all_options(case.rsplit("-", 1)[1], settings)
-    family, modality = case.split("-")
+    family, modality, *options = case.split("-")
+    if options:
+        return gan_with_options(modality, **settings)
     return cell_spec(family, modality, **settings)
 
 

@@ -14,9 +14,10 @@ from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
-from tests.conftest import CELLS, cell_spec, lane_spec, prepared_in_memory
+from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory
 
 CASES = ["rnn-carried"] + [f"{family}-{modality}" for family, modality in CELLS]
+CASES += [f"gan-{modality}-options" for modality in MODALITIES]
 
 
 class Killed(BaseException):
@@ -36,7 +37,9 @@ def _spec(case: str, **training: object) -> RunSpec:
     settings = {"ema_decay": 0.9, "clip_norm": 1.0, "weight_decay": 0.01, **training}
     if case == "rnn-carried":
         return lane_spec(**settings)
-    family, modality = case.split("-")
+    family, modality, *options = case.split("-")
+    if options:
+        return gan_with_options(modality, **settings)
     return cell_spec(family, modality, **settings)
 
 
