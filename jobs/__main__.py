@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from jobs.chat import chat
 from jobs.cluster import jobs
 from jobs.doctor import doctor
 from jobs.evaluate import evaluate
@@ -25,7 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     help="Train generative models on your own text, pictures and sound with Ray, and keep them in MLflow.",
 )
-for command in (prepare, train, evaluate, generate, report, tune, retrain, schedule, lineage, schema, doctor):
+for command in (prepare, train, evaluate, generate, chat, report, tune, retrain, schedule, lineage, schema, doctor):
     app.command()(command)
 app.command(context_settings=TAKES_ANY)(submit)
 app.add_typer(jobs, name="jobs")

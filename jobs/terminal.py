@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -9,7 +10,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TextIO
 
 import typer
 from rich.console import Console
@@ -78,27 +79,56 @@ def run_job(job: Callable[[Terminal], str], debug: bool = False) -> None:
 
     Everything else that writes to stdout (libraries, subprocesses) is sent to stderr.
     """
-    sys.stdout.flush()
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    # Ctrl-C and SIGTERM both leave through `finally`, so that Ray and MLflow are closed properly.
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
+
+    def with_terminal() -> str:
         with Terminal() as terminal:
-            line = job(terminal)
-        code = 0
-    except AtelierError as error:
-        line, code = json.dumps({"error": str(error), "kind": type(error).__name__}), error.exit_code
-        _complain(f"{type(error).__name__}: {error}", debug)
-    except KeyboardInterrupt:
-        line, code = json.dumps({"error": "stopped by the user", "kind": "KeyboardInterrupt"}), 1
-        _complain("stopped; the same command continues", debug=False)
-    except Exception as error:  # the process edge: a defect of ours still ends in one line and a code
-        line, code = json.dumps({"error": str(error), "kind": type(error).__name__}), 1
-        _complain(f"unexpected {type(error).__name__}: {error}\nrun again with --debug for the traceback", debug)
+            return job(terminal)
+
+    answers = _take_stdout()
+    line, code = _at_the_edge(with_terminal, "the same command continues", debug)
     answers.write(line + "\n")
     answers.flush()
     raise typer.Exit(code)
+
+
+def run_talk(talk: Callable[[TextIO], None], debug: bool = False) -> None:
+    """Run `talk`, which writes to stdout what it says and nothing else, and leave with 0, 1 or 2.
+
+    A reader that goes away (`| head -1`) ends it, and is no failure.
+    """
+    answers = _take_stdout()
+
+    def until_nobody_reads() -> str:
+        with contextlib.suppress(BrokenPipeError), answers:
+            talk(answers)
+        return ""
+
+    raise typer.Exit(_at_the_edge(until_nobody_reads, "", debug)[1])
+
+
+def _take_stdout() -> TextIO:
+    """What was stdout; what anybody else writes there goes to stderr from now on."""
+    sys.stdout.flush()
+    answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return answers
+
+
+def _at_the_edge(work: Callable[[], str], after_stop: str, debug: bool) -> tuple[str, int]:
+    """What `work` returns, or its failure as JSON, and the exit code."""
+    # Ctrl-C and SIGTERM both leave through `finally`, so that Ray and MLflow are closed properly.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        return work(), 0
+    except AtelierError as error:
+        _complain(f"{type(error).__name__}: {error}", debug)
+        return json.dumps({"error": str(error), "kind": type(error).__name__}), error.exit_code
+    except KeyboardInterrupt:
+        _complain("; ".join(filter(None, ("stopped", after_stop))), debug=False)
+        return json.dumps({"error": "stopped by the user", "kind": "KeyboardInterrupt"}), 1
+    except Exception as error:  # the process edge: a defect of ours still ends in one line and a code
+        _complain(f"unexpected {type(error).__name__}: {error}\nrun again with --debug for the traceback", debug)
+        return json.dumps({"error": str(error), "kind": type(error).__name__}), 1
 
 
 def _complain(text: str, debug: bool) -> None:

@@ -135,6 +135,13 @@ class TextCodec(ABC):
         """Identifiers of one document: `[length]` in documents, `[any]` in windows."""
         return self.encode_batch([raw])[0]
 
+    def tokens(self, text: str) -> np.ndarray:
+        """Identifiers of a text alone, integers `[any]`: its special tokens in their places, nothing around it."""
+        parts = [text] if self._special_pattern is None else self._special_pattern.split(text)
+        symbols, lengths = self.symbols(parts[::2])
+        specials = [self.special_identifiers[token] for token in parts[1::2]]
+        return np.insert(symbols.astype(np.int64), np.cumsum(lengths)[:-1], specials)
+
     def encode_batch(self, raws: Sequence[str]) -> list[np.ndarray]:
         """What `encode` gives of each text, in a fraction of the time."""
         if not raws:

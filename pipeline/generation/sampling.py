@@ -149,7 +149,7 @@ def draw(
     RegistryError when the model gives values that are not finite.
     """
     options = options or SamplingOptions()
-    _check(count, options)
+    check_options(options, count)
     each = isinstance(options.asked_label, tuple) and len(options.asked_label)
     assert not each or each == count, f"{each} labels for {count} samples"
     prompt = np.array(options.prompt, dtype=np.int64)
@@ -190,7 +190,8 @@ def encode_prompt(bundle: Bundle, text: str, options: SamplingOptions | None = N
     return replace(options, prompt=tokens)
 
 
-def _check(count: int, options: SamplingOptions) -> None:
+def check_options(options: SamplingOptions, count: int = 1) -> None:
+    """Raises: SpecError, with all mistakes, on a count or an option out of its range."""
     mistakes = [
         f"{name} {value}: {allowed}"
         for name, value, allowed, holds in (

@@ -123,12 +123,12 @@ class GenerativeAdversarialNetwork(GenerativeModel):
 
     def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
         """How varied generated examples are beside real ones, and what the critic's scores say; shares of 1."""
-        asked = Asked(held_out.label, held_out.prompt)
-        generated = self.generator(noise.normal(len(held_out), self.family.latent_size), asked, noise)
+        asked, asked_seen = Asked(held_out.label, held_out.prompt), Asked(seen.label, seen.prompt)
+        generated = self.generator(noise.normal(len(held_out), self.family.latent_size), asked, noise, progress)
         fake = generated if self.layout.view == "signal" else generated.argmax(1)
         (mean, nearest), (real_mean, real_nearest) = variety(fake), variety(held_out.x)
-        seen_scores = self.critic(self._real(seen.x), Asked(seen.label, seen.prompt))
-        held_out_scores, fake_scores = self.critic(self._real(held_out.x), asked), self.critic(generated, asked)
+        seen_scores, fake_scores = self.critic(self._real(seen.x), asked_seen), self.critic(generated, asked)
+        held_out_scores = self.critic(self._real(held_out.x), asked)
         signs = {
             "diversity_share": mean / real_mean,
             "nearest_share": nearest / real_nearest,

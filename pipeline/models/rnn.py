@@ -272,6 +272,18 @@ class RecurrentLanguageModel(GenerativeModel):
     # --- samples ----------------------------------------------------------------------------------------------
 
     @torch.no_grad()
+    def read(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
+        """Logits `[B, V]` of what follows the text `tokens` `[B, T]`, asked for nothing, and the state after reading
+        them."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        unknown = torch.full((len(tokens),), -1, device=tokens.device)
+        condition = self._condition(Batch(tokens, unknown, unknown), None)
+        logits, carry = self._logits(tokens, None, positions, condition, carry, None)
+        if self.layout.pad_token is not None:
+            logits[:, :, self.layout.pad_token] = -math.inf  # as in `sample`
+        return logits[:, -1], carry
+
+    @torch.no_grad()
     def sample(self, count: int, generator: torch.Generator, options: SamplingOptions) -> Tensor:
         """Tokens `[count, length]`, after the prompt; an example that ended is padded."""
         layout, frame, device = self.layout, self.family.frame, self.head.bias.device

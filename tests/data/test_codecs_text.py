@@ -73,6 +73,14 @@ def test_special_tokens_come_back_wherever_they_stand(kind: str, parts: list[str
     assert codec.decode(codec.encode(text)) == text
 
 
+@given(parts=st.lists(st.one_of(st.sampled_from(AWKWARD), st.text("the quick", max_size=6)), max_size=8))
+@pytest.mark.parametrize("kind", ["bytes", "characters", *SUBWORDS])
+def test_tokens_of_a_text_are_its_document_without_what_stands_around_it(kind: str, parts: list[str]) -> None:
+    codec = roomy(kind, "windows", AWKWARD)
+    text = "".join(parts)
+    assert codec.tokens(text).tolist() == codec.encode(text).tolist()[:-1]
+
+
 @pytest.mark.parametrize("kind", ["bytes", "characters", *SUBWORDS])
 def test_a_special_token_is_one_identifier_between_symbols_and_packing(kind: str) -> None:
     codec = roomy(kind, special_tokens=tuple(ROLES))

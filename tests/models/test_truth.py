@@ -143,6 +143,25 @@ def test_language_model_sums_to_one_over_all_texts() -> None:
     assert total == pytest.approx(1.0, abs=1e-5)
 
 
+def test_perplexity_of_samples_is_the_brute_force_entropy() -> None:
+    backbone = RecurrentBackboneSpec(kind="recurrent", hidden_size=8, embedding_size=4)
+    torch.manual_seed(1)
+    model = RecurrentLanguageModel(TOKENS, RnnSpec(kind="rnn"), backbone).eval()
+    with torch.no_grad():
+        model.head.weight.mul_(20)  # far from an even guess, whose perplexity is 3
+    nats = torch.tensor(
+        [
+            float(model.evaluate(_batch(torch.tensor([text])), Noise(make_generator(0, "n")))[0]["nats"])
+            for text in itertools.product(range(3), repeat=3)
+        ]
+    )
+    entropy = float(((-nats).exp() * nats).sum())  # over all 27 texts
+    samples = model.sample(20_000, make_generator(0, "draw"), SamplingOptions())
+    sums, _ = model.evaluate(_batch(samples), Noise(make_generator(0, "n")))
+    assert model.summarise(sums)["perplexity"] == pytest.approx(math.exp(entropy / 3), rel=0.01)
+    assert math.exp(entropy / 3) < 2.5
+
+
 def test_carried_state_reads_windows_as_one_text() -> None:
     layout = Layout("text", "tokens", (4,), "uint8", "categorical", vocabulary=5, continuous=True)
     backbone = RecurrentBackboneSpec(kind="recurrent", hidden_size=8, embedding_size=4)

@@ -68,8 +68,13 @@ def render_turns(turns: Any) -> str:
             raise RowError(f"turn {number}: the speaker is {speaker!r}, not a word")
         if not isinstance(text, str):
             raise RowError(f"turn {number}: the text is {text!r}, not a string")
-        rendered.append(f"<|{speaker.strip().lower()}|>{text.replace('<|', '< |')}")
+        rendered.append(f"<|{speaker.strip().lower()}|>{without_roles(text)}")
     return "".join(rendered)
+
+
+def without_roles(text: str) -> str:
+    """What is said in a turn, so that it holds no role token."""
+    return text.replace("<|", "< |")
 
 
 def _word(value: Any) -> str | None:
