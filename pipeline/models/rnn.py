@@ -273,8 +273,11 @@ class RecurrentLanguageModel(GenerativeModel):
 
     @torch.no_grad()
     def read(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
-        """Logits `[B, V]` of what follows `tokens` `[B, T]`, and the state that reading them leaves."""
-        logits, carry = self._logits(tokens, carry, None)
+        """Logits `[B, V]` of what follows `tokens` `[B, T]` of a text, and the state that reading them leaves."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)  # which matter to no text
+        logits, carry = self._logits(tokens, None, positions, None, carry, None)
+        if not self.layout.continuous and self.layout.pad_token is not None:
+            logits[:, :, self.layout.pad_token] = -math.inf
         return logits[:, -1], carry
 
     @torch.no_grad()
