@@ -273,11 +273,14 @@ class RecurrentLanguageModel(GenerativeModel):
 
     @torch.no_grad()
     def read(self, tokens: Tensor, carry: Carry | None = None) -> tuple[Tensor, Carry]:
-        """Logits `[B, V]` of what follows `tokens` `[B, T]` of a text, and the state that reading them leaves."""
-        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)  # which matter to no text
-        logits, carry = self._logits(tokens, None, positions, None, carry, None)
-        if not self.layout.continuous and self.layout.pad_token is not None:
-            logits[:, :, self.layout.pad_token] = -math.inf
+        """Logits `[B, V]` of what follows the text `tokens` `[B, T]`, asked for nothing, and the state after reading
+        them."""
+        positions = torch.arange(tokens.shape[1], device=tokens.device).unsqueeze(0)
+        unknown = torch.full((len(tokens),), -1, device=tokens.device)
+        condition = self._condition(Batch(tokens, unknown, unknown), None)
+        logits, carry = self._logits(tokens, None, positions, condition, carry, None)
+        if self.layout.pad_token is not None:
+            logits[:, :, self.layout.pad_token] = -math.inf  # as in `sample`
         return logits[:, -1], carry
 
     @torch.no_grad()

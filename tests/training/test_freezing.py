@@ -18,7 +18,7 @@ from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
 
-FIRST = {"rnn": "embedding.*", "vae": "encoder.*", "gan": "critic.body.0.*"}
+FIRST = {"rnn": "embedding.*", "vae": "encoder.*", "gan": "critic.encoder.body.0.*"}
 """Parameters of a family that may stand still while the others learn."""
 
 

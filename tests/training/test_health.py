@@ -62,7 +62,7 @@ def test_no_collapse_is_named_while_the_kl_is_annealed() -> None:
 
 def test_a_generator_of_one_picture_is_a_mode_collapse() -> None:
     def repeat(model: Any) -> None:
-        model.generator.register_forward_pre_hook(lambda _, arguments: (arguments[0][:1].expand_as(arguments[0]),))
+        model.generator.register_forward_pre_hook(lambda _, given: (given[0][:1].expand_as(given[0]), *given[1:]))
 
     _, hooks = trained("gan", repeat)
     assert kinds(hooks) == ["mode_collapse"]
