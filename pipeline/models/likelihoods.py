@@ -19,6 +19,10 @@ LEAST_WIDTH = 1e-3
 """Of the width of a density, in the units of the signal: a value that never varies (a border that is always black, a
 silence) would else drive it to zero, and the likelihood without bound."""
 FIRST_WIDTH = math.exp(-1.0)
+WIDTH_PACE = 10.0
+"""The width's logarithm is so many times its parameter. Adam moves a parameter by about the learning rate a step, while
+a decoder's error falls to a third in some hundred: a width that lags behind weighs the KL too much, and the code stays
+empty."""
 
 
 class SignalLikelihood(nn.Module, ABC):
@@ -51,11 +55,11 @@ class _Located(SignalLikelihood):
         super().__init__()
         self.low, self.high = layout.low, layout.high
         shape = layout.shape if per_dimension else ()
-        self.log_width = nn.Parameter(torch.full(shape, math.log(FIRST_WIDTH)))
+        self.paced_log_width = nn.Parameter(torch.full(shape, math.log(FIRST_WIDTH) / WIDTH_PACE))
 
-    def width(self) -> Tensor:
+    def log_width(self) -> Tensor:
         """The logarithm of the width, `[]` or `[C, *space]`."""
-        return self.log_width.clamp(min=math.log(LEAST_WIDTH))
+        return (WIDTH_PACE * self.paced_log_width).clamp(min=math.log(LEAST_WIDTH))
 
     def expectation(self, decoded: Tensor) -> Tensor:
         return decoded.clamp(self.low, self.high)
@@ -65,7 +69,7 @@ class Gaussian(_Located):
     """N(decoded, width^2): a density, so its nats depend on the signal's units."""
 
     def log_prob(self, decoded: Tensor, x: Tensor) -> Tensor:
-        log_width = self.width()
+        log_width = self.log_width()
         nats = 0.5 * ((x - decoded) * (-log_width).exp()).square() + log_width + 0.5 * math.log(2 * math.pi)
         return -nats.flatten(1).sum(1)
 
@@ -79,7 +83,7 @@ class DiscretisedLogistic(_Located):
         self.half_step = layout.scale / 2
 
     def log_prob(self, decoded: Tensor, x: Tensor) -> Tensor:
-        log_width = self.width()
+        log_width = self.log_width()
         inverse = (-log_width).exp()
         above, below = (x - decoded + self.half_step) * inverse, (x - decoded - self.half_step) * inverse
         # Below the lowest lies nothing, above the highest nothing: their mass is the whole tail.

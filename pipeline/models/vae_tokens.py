@@ -52,8 +52,9 @@ class TokenVae(VariationalAutoencoder):
 
     def encode(self, x: Tensor, condition: Tensor | None = None, noise: Noise | None = None) -> tuple[Tensor, Tensor]:
         hidden, _ = self.reader(self.embedding(x), None, noise)
-        last = self._counted(x).sum(1).clamp(min=1) - 1
-        summary = hidden[torch.arange(len(x), device=x.device), last]
+        # The largest of each number over all tokens: states of the last one alone are alike from one text to the next,
+        # and the code stays empty (Long et al. 2019).
+        summary = hidden.masked_fill(~self._counted(x).unsqueeze(2), -math.inf).amax(1)
         if noise is not None and self.training:
             summary = noise.dropout(summary, self.family.dropout)
         mean, log_variance = full_precision(self.posterior(self._behind(summary, condition))).chunk(2, dim=1)

@@ -13,7 +13,7 @@ from pipeline.data.layout import Layout
 from pipeline.models import build_model
 from pipeline.models.backbones import SignalEncoder, make_encoder
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
-from pipeline.models.likelihoods import Gaussian
+from pipeline.models.likelihoods import WIDTH_PACE, Gaussian
 from pipeline.models.posterior import kl_to_standard_normal
 from pipeline.models.rnn import RecurrentLanguageModel, draw
 from pipeline.models.vae_signals import SignalVae
@@ -48,7 +48,7 @@ def linear_gaussian(request: pytest.FixtureRequest) -> tuple[SignalVae, torch.Te
     decoder.weight = nn.Parameter(weight)
     model.decoder = nn.Sequential(decoder, nn.Unflatten(1, (1, 3)))
     assert isinstance(model.likelihood, Gaussian)
-    model.likelihood.log_width = nn.Parameter(torch.tensor(math.log(deviation)))
+    model.likelihood.paced_log_width = nn.Parameter(torch.tensor(math.log(deviation) / WIDTH_PACE))
     precision = torch.eye(2) + weight.T @ weight / deviation**2
     encoder = nn.Linear(3, 4)
     encoder.weight = nn.Parameter(

@@ -14,7 +14,7 @@ from pipeline.data.layout import Layout
 from pipeline.models import build_model
 from pipeline.models.annealing import kl_weight
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
-from pipeline.models.likelihoods import LEAST_WIDTH, Bernoulli, make_likelihood
+from pipeline.models.likelihoods import LEAST_WIDTH, WIDTH_PACE, Bernoulli, make_likelihood
 from pipeline.models.priors import CouplingFlow, StandardNormal
 from pipeline.models.vae import VariationalAutoencoder
 from pipeline.models.vae_signals import SignalVae
@@ -49,7 +49,7 @@ def test_discretised_logistic_sums_to_one_over_all_levels(centre: float, log_wid
     layout = Layout("image", "signal", (1, 1, 1), "uint8", "bernoulli", scale=1 / 255)
     likelihood = make_likelihood("discretised_logistic", layout, per_dimension).double()
     with torch.no_grad():
-        likelihood.log_width.fill_(log_width)
+        likelihood.paced_log_width.fill_(log_width / WIDTH_PACE)
     levels = (torch.arange(256, dtype=torch.float64) / 255).view(-1, 1, 1, 1)
     nats = likelihood.log_prob(torch.full_like(levels, centre), levels)
     assert torch.isfinite(nats).all()
@@ -67,16 +67,16 @@ def test_discretised_logistic_of_samples_in_minus_one_to_one_sums_to_one() -> No
 def test_gaussian_has_the_density_of_each_value_s_own_width() -> None:
     likelihood = make_likelihood("gaussian", PICTURE, per_dimension=True)
     with torch.no_grad():
-        likelihood.log_width.copy_(torch.tensor([[[-1.0, 0.5], [0.0, -2.0]]]))
+        likelihood.paced_log_width.copy_(torch.tensor([[[-1.0, 0.5], [0.0, -2.0]]]) / WIDTH_PACE)
     decoded, x = torch.randn(5, 1, 2, 2), torch.rand(5, 1, 2, 2)
-    expected = torch.distributions.Normal(decoded, likelihood.log_width.exp()).log_prob(x).flatten(1).sum(1)
+    expected = torch.distributions.Normal(decoded, likelihood.log_width().exp()).log_prob(x).flatten(1).sum(1)
     torch.testing.assert_close(likelihood.log_prob(decoded, x), expected)
 
 
 def test_a_value_that_never_varies_has_a_bounded_density() -> None:
     likelihood = make_likelihood("gaussian", PICTURE, per_dimension=False)
     with torch.no_grad():
-        likelihood.log_width.fill_(-30.0)
+        likelihood.paced_log_width.fill_(-30.0 / WIDTH_PACE)
     x = torch.zeros(1, 1, 2, 2)
     most = -4 * (math.log(LEAST_WIDTH) + 0.5 * math.log(2 * math.pi))
     assert float(likelihood.log_prob(x, x).detach()) == pytest.approx(most, rel=1e-6)
