@@ -5,7 +5,7 @@ from __future__ import annotations
 from pipeline.spec import VaeSpec
 
 RISING_SHARE = 0.5
-"""Of a cycle: over its first half the weight rises, over the second it stays (R of Fu et al. 2019, eq. 7)."""
+"""Of a cycle: over its first half the weight rises, over the second it stays (R of Fu et al. 2019, eq. 6)."""
 
 
 def kl_weight(family: VaeSpec, progress: float) -> float:

@@ -35,7 +35,7 @@ from pipeline.spec import ConditionSpec, VaeSpec
 
 ACTIVE_VARIANCE = 0.01
 """A latent unit is active when the variance over examples of its posterior mean is above this (Burda et al.
-2016, section 5.3)."""
+2016, section 5.2)."""
 ROWS_AT_ONCE = 4000
 """Decoded examples held at once while estimating the importance-weighted bound."""
 LATEST_AGGRESSIVE = 0.5
