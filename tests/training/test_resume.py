@@ -14,9 +14,9 @@ from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
-from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory
+from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
 
-CASES = ["rnn-carried"] + [f"{family}-{modality}" for family, modality in CELLS]
+CASES = ["rnn-carried", "rnn-windows"] + [f"{family}-{modality}" for family, modality in CELLS]
 CASES += [f"gan-{modality}-options" for modality in MODALITIES]
 
 
@@ -37,6 +37,8 @@ def _spec(case: str, **training: object) -> RunSpec:
     settings = {"ema_decay": 0.9, "clip_norm": 1.0, "weight_decay": 0.01, **training}
     if case == "rnn-carried":
         return lane_spec(**settings)
+    if case == "rnn-windows":
+        return window_spec(**settings)
     family, modality, *options = case.split("-")
     if options:
         return gan_with_options(modality, **settings)
