@@ -167,7 +167,7 @@ def coded(codec: Codec, raws: Sequence[Any]) -> Iterator[Row]:
 
 @dataclass
 class CountStage:
-    """Parts → how often each character is in the chosen rows: what a codec of characters learns."""
+    """Parts → how often each character (or word) is in the chosen rows: what such a codec learns."""
 
     codec_state: dict[str, Any]
     parts: Sequence[Part]

@@ -1,6 +1,6 @@
 """The text codec of whole words, parted by whitespace: for corpora of short, tokenised sentences.
 
-Plain Python and NumPy; fitted by the driver on the training texts, applied by Ray Data's workers.
+Plain Python and NumPy; counted and applied by Ray Data's workers.
 """
 
 from __future__ import annotations
@@ -40,9 +40,18 @@ class WordsCodec(TextCodec):
 
     def fit(self, raws: Iterable[str]) -> None:
         """Raises: CodecError when no word is seen `min_count` times."""
+        self.fit_counts(self.count(raws))
+
+    def count(self, raws: Iterable[str]) -> Counter[str]:
+        """How often each word is in texts, special tokens left out. Counts of parts add up to that of the whole, so
+        that parts may be counted in parallel."""
         counts: Counter[str] = Counter()
         for text in self.between_specials(raws):
             counts.update(text.split())
+        return counts
+
+    def fit_counts(self, counts: Counter[str]) -> None:
+        """Take the words that `counts` has `min_count` times. Raises: CodecError when there is none."""
         known = [(word, count) for word, count in counts.items() if count >= self.min_count]
         if not known:
             raise CodecError(

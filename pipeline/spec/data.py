@@ -419,7 +419,7 @@ class LogMelCodecSpec(SoundCodecSpec):
 
 
 class MuLawCodecSpec(SoundCodecSpec):
-    """Samples as `levels` mu-law tokens (ITU-T G.711)."""
+    """Samples as `levels` mu-law tokens (ITU-T G.711); one more says where a sound shorter than `num_samples` ends."""
 
     kind: Literal["mu_law"]
     levels: Annotated[int, Field(ge=4, le=256)] = 256

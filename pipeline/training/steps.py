@@ -165,8 +165,9 @@ class Stepper:
             return module
         self._only(phase)
         ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        # Buffers change by validations alone, on all ranks alike. The bucket view saves a copy of the gradients.
-        return DistributedDataParallel(module, device_ids=ids, gradient_as_bucket_view=True)
+        # Buffers change by validations alone, on all ranks alike: none is sent. The bucket view saves a copy of the
+        # gradients.
+        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
     def _start_average(self) -> dict[str, Tensor]:
         if self.training.ema_decay == 0:

@@ -187,6 +187,7 @@ def _campaign(
         examples_per_second=won.examples_per_second,
         prepared=prepared.key,
         report=won.report,
+        warnings=won.warnings,
         campaign=ledger.key,
         objective=campaign.objective,
         trials={status: statuses.count(status) for status in sorted(set(statuses))},

@@ -31,13 +31,14 @@ from pipeline.training.launch import train_in_process
 
 @dataclass(frozen=True)
 class TrainedRow:
-    """A trained conf: its spec, set and bundle, and the steps and seconds of its training."""
+    """A trained conf: its spec, set and bundle, the steps and seconds of its training, and its warnings."""
 
     spec: RunSpec
     prepared: Prepared
     folder: Path
     steps: int
     seconds: float
+    warnings: tuple[str, ...] = ()
 
     @property
     def bundle(self) -> Bundle:
@@ -75,7 +76,8 @@ def train(conf: str, storage: Path, overrides: Iterable[str] = ()) -> TrainedRow
     trained = train_in_process(spec, prepared, store, key, None, None, silent)
     folder = Path(store.local_path("rows", key))
     save_bundle(folder, spec, prepared.manifest.as_dict(), trained.weights)
-    return TrainedRow(spec, prepared, folder, trained.step, trained.seconds)
+    warnings = tuple(warning["kind"] for warning in trained.warnings)
+    return TrainedRow(spec, prepared, folder, trained.step, trained.seconds, warnings)
 
 
 def print_row(cell: str, corpus: str, target: str, met: bool, row: TrainedRow, **figures: Any) -> None:
@@ -88,6 +90,7 @@ def print_row(cell: str, corpus: str, target: str, met: bool, row: TrainedRow, *
         **{name: round(value, 4) if isinstance(value, float) else value for name, value in figures.items()},
         "training_seconds": round(row.seconds),
         "steps": row.steps,
+        "warnings": row.warnings,
         "seed": row.spec.seed,
         "threads": torch.get_num_threads(),
         "processors": len(os.sched_getaffinity(0)),

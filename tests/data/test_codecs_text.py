@@ -18,6 +18,7 @@ from tiny_codecs import PACKINGS, ROLES, SPECS, TEXTS, codec_of
 
 from pipeline.data.codec import Codec, make_codec
 from pipeline.data.text import CharactersCodec
+from pipeline.data.words import WordsCodec
 from pipeline.errors import CodecError
 
 SUBWORDS = ("bpe", "unigram")
@@ -128,6 +129,15 @@ def test_characters_counted_in_parts_are_those_of_the_whole(texts: list[str]) ->
         whole = make_codec(SPECS.validate_python({"kind": "characters"}))
         whole.fit(texts)
         assert codec.state() == whole.state()
+
+
+def test_words_counted_by_part_are_those_of_the_whole() -> None:
+    texts = ["the lazy dog", "the fox", "", "a dog"]
+    parts, whole = (make_codec(SPECS.validate_python({"kind": "words"})) for _ in range(2))
+    assert isinstance(parts, WordsCodec)
+    parts.fit_counts(sum((parts.count([text]) for text in texts), Counter()))
+    whole.fit(texts)
+    assert parts.state() == whole.state()
 
 
 def test_a_single_document_has_no_special_token_in_its_stream() -> None:

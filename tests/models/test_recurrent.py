@@ -16,12 +16,14 @@ from pipeline.data.layout import Layout
 from pipeline.data.order import Order
 from pipeline.data.prepared import SplitArrays
 from pipeline.data.windows import WindowedBatches
+from pipeline.errors import SpecError
 from pipeline.models.backbones import Recurrent
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
 from pipeline.models.conditioning import NO_CONDITION
 from pipeline.models.neighbours import neighbour_places
 from pipeline.models.rnn import RecurrentLanguageModel
-from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
+from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec, make_spec
+from tests.conftest import cell_spec
 
 
 @pytest.fixture(autouse=True)
@@ -71,7 +73,7 @@ def batch_of(x: torch.Tensor, start: torch.Tensor | None = None) -> Batch:
 FORMS: dict[str, Callable[[], Any]] = {
     "text": lambda: model_of(Layout("text", "tokens", (4,), "uint8", "categorical", 3), backbone={"layers": 2}),
     "text-tied": lambda: model_of(Layout("text", "tokens", (4,), "uint8", "categorical", 3), tied_embeddings=True),
-    "picture": lambda: model_of(picture(2, 3), history=1, rows_above=1, columns_above=3),
+    "picture": lambda: model_of(picture(2, 3, levels=3), history=1, rows_above=1, columns_above=3),
     "picture-colours": lambda: model_of(picture(2, 1, 3), "lstm", rows_above=1, columns_above=3, readout=[7]),
     "picture-rows": lambda: model_of(picture(2, 3), frame=3, history=2, rows_above=1, readout=[8, 8]),
     "picture-bits": lambda: model_of(picture(2, 3, levels=2), frame=3, history=1, readout=[8], binarise="dynamic"),
@@ -274,3 +276,34 @@ def test_sound_that_ended_is_padded() -> None:
     for row, end in zip(drawn, ends.tolist(), strict=True):
         assert (row[end + 1 :] == 5).all()
         assert math.isfinite(float(model.token_nats(row.unsqueeze(0))[0, : end + 1].sum()))
+
+
+@pytest.mark.parametrize(
+    ("modality", "family", "said"),
+    [
+        ("text", {"history": 2}, "model.family.history needs data.codec.kind 'raster' or 'mu_law'"),
+        ("text", {"frame": 4, "readout": [8]}, "model.family.frame needs"),
+        ("audio", {"rows_above": 1}, "model.family.rows_above needs data.codec.kind 'raster'"),
+        ("audio", {"binarise": "dynamic"}, "model.family.binarise needs data.codec.kind 'raster'"),
+        ("image", {"frame": 4}, "set readout"),
+        ("image", {"rows_above": 1, "columns_above": 4}, "must be odd"),
+        ("image", {"tied_embeddings": True, "readout": [8]}, "choose one"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(modality: str, family: dict[str, Any], said: str) -> None:
+    spec = cell_spec("rnn", modality).as_dict()
+    spec["model"]["family"] |= family
+    with pytest.raises(SpecError, match=said):
+        make_spec(spec)
+
+
+def test_reading_on_gives_what_reading_at_once_gives() -> None:
+    layout = Layout("text", "tokens", (9,), "uint8", "categorical", vocabulary=5, continuous=True)
+    model = model_of(layout, backbone={"layers": 2})
+    text = torch.randint(5, (2, 9), generator=make_generator(0, "text"))
+    whole, _ = model.read(text)
+    _, carry = model.read(text[:, :4])
+    logits, _ = model.read(text[:, 4:], carry)
+    torch.testing.assert_close(logits, whole)
+    nats = torch.nn.functional.cross_entropy(model.read(text[:, :-1])[0], text[:, -1], reduction="none")
+    torch.testing.assert_close(nats, model.token_nats(text)[:, -1])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -130,6 +132,11 @@ def test_a_loss_that_comes_back_up_is_rising() -> None:
     watch = Watch(Course())
     losses = [10.0, 8.0, 6.0, 5.0, 4.5, 4.2, 4.0, 4.0, 4.0, 4.0, 7.0, 7.0, 7.1, 7.1, 7.0, 7.0]
     assert [step for step, loss in enumerate(losses) if watch.report(step, {"train/loss": loss})] == [14, 15]
+
+
+def test_every_warning_is_in_the_document() -> None:
+    told = set(re.findall(r"^\| `(\w+)` \|", Path("docs/health.md").read_text(), re.MULTILINE))
+    assert told == KINDS.keys()
 
 
 def test_variety_of_equal_examples_is_none_and_of_pairs_only_the_mean() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -107,6 +108,20 @@ def test_keep_best_trains_to_the_limit_and_bundles_the_best() -> None:
     assert session.stepper.course.best_objective == min(hooks.objectives.values()) < hooks.objectives[60]
     scores, _ = session_with(session, session.stepper.bundled_weights()).validate(session.stepper, 1.0)
     assert scores["nll_nats"] == session.stepper.course.best_objective
+
+
+def test_a_checkpoint_from_before_there_were_courses_is_resumed(tmp_path: Path) -> None:
+    spec = stopping(steps=20, early_stopping=None)
+    session_of(spec).run(LocalHooks(spec, tmp_path))
+    (saved,) = local_checkpoints(tmp_path)
+    state = json.loads((saved / "state.json").read_text())
+    del state["course"], state["sha256"]["best.safetensors"]
+    for key in ("health", "early_stopping", "keep_best"):
+        del state["spec"]["training"][key]
+    (saved / "state.json").write_text(json.dumps(state))
+    more = stopping(steps=30)
+    assert session_of(more, saved).run(LocalHooks(more)).step > 20
+    assert load_scoring_weights(saved).keys() == session_of(spec).stepper.scoring_weights().keys()
 
 
 def session_with(session: Session, weights: dict[str, torch.Tensor]) -> Session:

@@ -1,0 +1,51 @@
+"""What a driver is told of a training's warnings: each once, whoever trains, and all of them at the end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from pipeline.progress import WARNING
+from pipeline.storage import open_store
+from pipeline.training.launch import _Follower, train_in_process
+from tests.training.digits import digits_prepared, digits_spec
+
+
+class Notes:
+    """Progress that keeps the warnings it was told."""
+
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def __call__(self, stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == WARNING:
+            self.warnings.append(note)
+
+
+def test_a_training_in_this_process_says_a_warning_once_and_tells_all(tmp_path: Path) -> None:
+    spec = digits_spec("vae", steps=60, validate_every=20, checkpoint_every=20, own={"beta": 1e4})
+    notes = Notes()
+    store = open_store(str(tmp_path))
+    trained = train_in_process(spec, digits_prepared(spec), store, "a-run", None, None, notes)
+    (said,) = notes.warnings
+    assert said.startswith("Posterior collapse (posterior_collapse) at step 40: the KL is ")
+    (told,) = trained.warnings
+    assert (told["kind"], told["step"]) == ("posterior_collapse", 40)
+    # Called again, it trains no more and says nothing again, and still knows.
+    again = train_in_process(spec, digits_prepared(spec), store, "a-run", None, None, notes)
+    assert len(notes.warnings) == 1 and again.warnings == trained.warnings
+
+
+def test_what_a_worker_says_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {"step": 1, "seconds": 0.0, "metrics": {}, "warnings": ["a"]}
+    monkeypatch.setattr("pipeline.training.worker.told", lambda key: told)
+    monkeypatch.setattr("pipeline.training.launch.POLL_SECONDS", 0.01)
+    told["first_step_at"] = time.time()
+    notes = Notes()
+    with _Follower("a-run", 10, None, notes):
+        time.sleep(0.1)
+        told["warnings"] = ["a", "b"]
+    assert notes.warnings == ["a", "b"]
