@@ -7,13 +7,47 @@ checkpoint on disk, explodes and goes back the same way. Nothing unhealthy is sa
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
 
 from pipeline.errors import NonFiniteLossError
 from pipeline.spec import HealthSpec
+from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, note
 from pipeline.training.kinds import KINDS
-from pipeline.training.steps import Snapshot, Stepper
+from pipeline.training.steps import Stepper, copied
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that changes in a stepper, copied into the host's memory; the carried state is this rank's alone."""
+
+    weights: dict[str, Tensor]
+    average: dict[str, Tensor]
+    optimizer_tensors: dict[str, Tensor]
+    carry: tuple[Tensor, ...] | None
+    best: dict[str, Tensor]
+    course: dict[str, Any]
+
+
+def take_snapshot(stepper: Stepper) -> Snapshot:
+    """What `restore` goes back to, as often as wanted."""
+    carry = None if stepper.carry is None else tuple(part.to("cpu", copy=True) for part in stepper.carry)
+    weights, average = copied(stepper.weights()), copied(stepper.average)
+    return Snapshot(
+        weights, average, copied(stepper.optimizer_tensors()), carry, stepper.best, stepper.course.as_dict()
+    )
+
+
+def restore(stepper: Stepper, snapshot: Snapshot) -> None:
+    """Bring `stepper` back to a snapshot of it."""
+    stepper.load(snapshot.weights, copied(snapshot.average), copied(snapshot.optimizer_tensors), ())
+    stepper.carry = None if snapshot.carry is None else tuple(part.to(stepper.device) for part in snapshot.carry)
+    stepper.best, stepper.course = snapshot.best, Course.from_dict(copy.deepcopy(snapshot.course))
 
 
 class ExplodedError(Exception):
@@ -36,7 +70,7 @@ class WayBack:
     def keep(self, step: int) -> None:
         """The state after `step` steps is good: go back to it from now on."""
         if self.health.rollback:
-            self.step, self.snapshot = step, self.stepper.snapshot()
+            self.step, self.snapshot = step, take_snapshot(self.stepper)
 
     def check(self, warnings: Sequence[HealthWarning]) -> None:
         """Raises: ExplodedError when a warning is one to go back for, and the rollbacks are not used up."""
@@ -55,7 +89,7 @@ class WayBack:
             tried = len(self.stepper.course.rollbacks)
             raise NonFiniteLossError(f"{error}; went back {tried} times" if tried else str(error)) from error
         exploded = self.stepper.course
-        self.stepper.restore(self.snapshot)
+        restore(self.stepper, self.snapshot)
         course = self.stepper.course
         course.rollbacks = [*exploded.rollbacks, step]
         course.lr_factor = exploded.lr_factor * self.health.lr_factor

@@ -7,11 +7,9 @@ step's number is all that has to be saved of it.
 from __future__ import annotations
 
 import contextlib
-import copy
 import gc
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,18 +80,6 @@ class _PhaseModule(nn.Module):
     def forward(self, batch: Batch | None, context: StepContext) -> Output:
         output: Output = self.model(batch, self.phase, context)
         return output
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """All that changes in a stepper, copied into the host's memory; the carried state is this rank's alone."""
-
-    weights: dict[str, Tensor]
-    average: dict[str, Tensor]
-    optimizer_tensors: dict[str, Tensor]
-    carry: tuple[Tensor, ...] | None
-    best: dict[str, Tensor]
-    course: dict[str, Any]
 
 
 class Stepper:
@@ -282,7 +268,7 @@ class Stepper:
 
     def keep_as_best(self) -> None:
         """Keep a copy of the weights for scores, in the host's memory, as those of the best validation."""
-        self.best = _copied(self.scoring_weights())
+        self.best = copied(self.scoring_weights())
 
     # --- state ----------------------------------------------------------------------------------------------
 
@@ -296,20 +282,6 @@ class Stepper:
     def bundled_weights(self) -> dict[str, Tensor]:
         """The weights that a bundle gets: those of the best validation where they are kept, else those for scores."""
         return self.best or self.scoring_weights()
-
-    def snapshot(self) -> Snapshot:
-        """What `restore` goes back to."""
-        carry = None if self.carry is None else tuple(part.to("cpu", copy=True) for part in self.carry)
-        weights, average, optimizer_tensors = (
-            _copied(tensors) for tensors in (self.weights(), self.average, self.optimizer_tensors())
-        )
-        return Snapshot(weights, average, optimizer_tensors, carry, self.best, self.course.as_dict())
-
-    def restore(self, snapshot: Snapshot) -> None:
-        """Go back to a snapshot, which can be gone back to again."""
-        self.load(snapshot.weights, _copied(snapshot.average), _copied(snapshot.optimizer_tensors), ())
-        self.carry = None if snapshot.carry is None else tuple(part.to(self.device) for part in snapshot.carry)
-        self.best, self.course = snapshot.best, Course.from_dict(copy.deepcopy(snapshot.course))
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
         """Every tensor of every optimiser, under `phase/parameter number/name`."""
@@ -355,5 +327,6 @@ class Stepper:
             self.carry = tuple(part[self.rank :: self.world_size].to(self.device).contiguous() for part in carry)
 
 
-def _copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copies in the host's memory."""
     return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
