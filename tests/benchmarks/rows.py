@@ -17,8 +17,11 @@ from typing import Any
 
 import torch
 
+from pipeline.data.codec import make_codec
+from pipeline.data.corpus import open_corpus
+from pipeline.data.manifest import prepared_key
 from pipeline.data.prepare import prepare
-from pipeline.data.prepared import Prepared
+from pipeline.data.prepared import Prepared, find_prepared
 from pipeline.evaluation.evaluate import evaluate
 from pipeline.evaluation.metric import Scores
 from pipeline.generation.sampling import Bundle, load_bundle, save_bundle
@@ -62,8 +65,13 @@ def options(description: str | None) -> argparse.ArgumentParser:
 def prepared_for(conf: str, storage: Path, overrides: Iterable[str] = ()) -> tuple[RunSpec, Prepared]:
     """The spec in `conf/benchmarks` and its set, which is made when it is not in the storage."""
     spec = load_spec(f"conf/benchmarks/{conf}.yaml", [f"storage={storage}", *overrides])
+    store = open_store(spec.storage)
+    corpus = open_corpus(spec.data.source, make_codec(spec.data.codec).modality)
+    found = find_prepared(store, prepared_key(spec, corpus))
+    if found is not None:
+        return spec, found
     with ray_session():
-        return spec, prepare(spec, open_store(spec.storage), silent)
+        return spec, prepare(spec, store, silent, corpus)
 
 
 def train(conf: str, storage: Path, overrides: Iterable[str] = ()) -> TrainedRow:
