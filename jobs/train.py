@@ -26,7 +26,8 @@ def train(
 
         spec = load_spec(conf, overrides)
         from pipeline.outcome import score_lines, verdict_in_words
-        from pipeline.workflow import plan, train_job
+        from pipeline.planning import plan
+        from pipeline.workflow import train_job
 
         if dry_run:
             planned = plan(spec)

@@ -9,12 +9,12 @@ from __future__ import annotations
 import hashlib
 import json
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
+from pipeline.beside import Beside
 from pipeline.errors import AtelierError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
@@ -53,31 +53,6 @@ NOT_IDENTITY: Any = {
 EXAMPLES = "examples.png"
 """In the folder of a prepared set: what its examples look like."""
 
-Result = TypeVar("Result")
-
-
-class _Beside(threading.Thread):
-    """A call in a thread of its own, beside what also waits; `result` waits for it and raises what it raised."""
-
-    def __init__(self, call: Callable[[], Any]) -> None:
-        super().__init__(daemon=True)
-        self.call = call
-        self.value: Any = None
-        self.error: BaseException | None = None
-        self.start()
-
-    def run(self) -> None:
-        try:
-            self.value = self.call()
-        except BaseException as error:  # raised again in the caller's thread
-            self.error = error
-
-    def result(self) -> Any:
-        self.join()
-        if self.error is not None:
-            raise self.error
-        return self.value
-
 
 def run_key(spec: RunSpec, prepared_key: str, store: Store) -> str:
     """The folder name of the run: that of the newest unfinished run of this spec and data, or a new one."""
@@ -107,7 +82,7 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
     store = open_store(spec.storage)
     store.check_writable()
     corpus = open_base_corpus(spec)
-    hashing = _Beside(corpus.fingerprint)  # its files are read while Ray starts
+    hashing = Beside(corpus.fingerprint)  # its files are read while Ray starts
     progress("start", 0, None, "starting Ray, reading the corpus's fingerprint")
     start = time.time()
     with ray_session(address):
@@ -156,7 +131,7 @@ def train_job(
     if key is not None and (done := finished_outcome(store, key)) is not None:
         return done
     corpus = open_base_corpus(spec)
-    hashing = _Beside(corpus.fingerprint)
+    hashing = Beside(corpus.fingerprint)
     progress("start", 0, None, "starting Ray, opening MLflow")
 
     def tracking_opened() -> Tracking:
@@ -164,7 +139,7 @@ def train_job(
 
         return open_tracking(spec, store)
 
-    opening = _Beside(tracking_opened)
+    opening = Beside(tracking_opened)
     start = time.time()
     from pipeline.ray_session import end_data_actors, ray_session
 
@@ -251,7 +226,7 @@ def _stages(
     from pipeline.concluding import Run, conclude
 
     # Recorded beside the launch of the workers, which takes longer and needs none of it.
-    noting = _Beside(lambda: _record_inputs(spec, prepared, recorder))
+    noting = Beside(lambda: _record_inputs(spec, prepared, recorder))
     folder = store.child("runs", key, "bundle")
     with tempfile.TemporaryDirectory() as temporary:
         bundle = folder.local_path() if store.is_local else Path(temporary, "bundle")
@@ -323,37 +298,3 @@ def fetch_folder(store: Store, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name in store.list_names():
         (folder / name).write_bytes(store.read_bytes(name))
-
-
-def plan(spec: RunSpec) -> dict[str, Any]:
-    """What `train_job` would do, without doing any of it: what `--dry-run` prints."""
-    from pipeline.data.codec import CODECS
-    from pipeline.data.corpus import open_corpus
-    from pipeline.data.manifest import prepared_key
-    from pipeline.data.prepared import find_prepared
-    from pipeline.release.tracking import resolve_uri
-
-    store = open_store(spec.storage)
-    corpus = open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
-    key = prepared_key(spec, corpus)
-    found = find_prepared(store, key)
-    run = run_key(spec, key, store)
-    training = spec.training
-    return {
-        "prepared": {"key": key, "folder": store.path("prepared", key), "reused": found is not None},
-        "run": {"key": run, "resumes": bool(read_state(store, run)), "folder": store.path("runs", run)},
-        "workers": {
-            "number": training.num_workers,
-            "cpus_each": training.threads_per_worker or 1,
-            "gpu": training.use_gpu,
-        },
-        "training": {
-            "steps": training.steps,
-            "max_seconds": training.max_seconds,
-            "examples_per_step": training.batch_size,
-            "checkpoints": store.path("training", run),
-            "checkpoint_every": training.checkpoint_every,
-        },
-        "mlflow": {"uri": resolve_uri(store, spec.tracking.uri), "experiment": spec.tracking.experiment},
-        "registry": spec.registry.name,
-    }

@@ -16,8 +16,10 @@ from pipeline.data.sources.fields import without_roles
 from pipeline.data.text import UNKNOWN, TextCodec
 from pipeline.errors import SpecError
 from pipeline.generation.sampling import Bundle, check_options
+from pipeline.models.backbones import Carry
 from pipeline.models.base import SamplingOptions, make_generator
-from pipeline.models.rnn import Carry, RecurrentLanguageModel, draw
+from pipeline.models.decoding import draw
+from pipeline.models.rnn import RecurrentLanguageModel
 
 ROLE = re.compile(r"<\|(\w+)\|>")
 LONGEST_REPLY = 200

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from pipeline.models.base import Noise
 from pipeline.models.residual import ACTIVATIONS, ResnetDecoder, cut, levels_of, resnet_body
@@ -185,3 +186,17 @@ class Recurrent(nn.Module):
             return noise.dropout(x, self.dropout)
         keep = 1 - self.dropout
         return x * (noise.uniform(len(x), 1, x.shape[2]) < keep) / keep
+
+
+class TiedHead(nn.Module):
+    """The softmax over the rows of the embedding itself (Press and Wolf 2017), `[..., H]` to logits `[..., V]`; a state
+    of another size than the embedding's is projected first (Inan et al. 2017), which makes a large vocabulary cheap."""
+
+    def __init__(self, hidden_size: int, embedding_size: int, symbols: int) -> None:
+        super().__init__()
+        fits = hidden_size == embedding_size
+        self.project = nn.Identity() if fits else nn.Linear(hidden_size, embedding_size, bias=False)
+        self.bias = nn.Parameter(torch.zeros(symbols))
+
+    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
+        return F.linear(self.project(hidden), embedding, self.bias)

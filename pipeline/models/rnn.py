@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.data.layout import Layout
-from pipeline.models.backbones import Carry, Recurrent
+from pipeline.models.backbones import Carry, Recurrent, TiedHead
 from pipeline.models.base import (
     Batch,
     GenerativeModel,
@@ -28,6 +28,7 @@ from pipeline.models.base import (
     full_precision,
 )
 from pipeline.models.conditioning import NO_CONDITION, make_conditioner
+from pipeline.models.decoding import draw
 from pipeline.models.neighbours import Entry, Neighbours, Readout
 from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
 
@@ -343,32 +344,3 @@ class RecurrentLanguageModel(GenerativeModel):
             length,
             WARM_UP_TOKENS,
         )
-
-
-class TiedHead(nn.Module):
-    """The softmax over the rows of the embedding itself (Press and Wolf 2017), `[..., H]` to logits `[..., V]`; a state
-    of another size than the embedding's is projected first (Inan et al. 2017), which makes a large vocabulary cheap."""
-
-    def __init__(self, hidden_size: int, embedding_size: int, symbols: int) -> None:
-        super().__init__()
-        fits = hidden_size == embedding_size
-        self.project = nn.Identity() if fits else nn.Linear(hidden_size, embedding_size, bias=False)
-        self.bias = nn.Parameter(torch.zeros(symbols))
-
-    def forward(self, hidden: Tensor, embedding: Tensor) -> Tensor:
-        return F.linear(self.project(hidden), embedding, self.bias)
-
-
-def draw(logits: Tensor, generator: torch.Generator, options: SamplingOptions) -> Tensor:
-    """One token `[B]` from logits `[B, V]` at a temperature, among the `top_k` and within the nucleus `top_p`
-    (Holtzman et al. 2020)."""
-    logits = logits.float() / options.temperature
-    if options.top_k is not None and options.top_k < logits.shape[-1]:
-        least = logits.topk(options.top_k).values[:, -1:]
-        logits = logits.masked_fill(logits < least, -math.inf)
-    if options.top_p is not None and options.top_p < 1:
-        ordered, order = logits.sort(descending=True)
-        probability = ordered.softmax(-1)
-        outside = probability.cumsum(-1) - probability >= options.top_p
-        logits = logits.masked_fill(outside.scatter(1, order, outside), -math.inf)
-    return torch.multinomial(logits.softmax(-1), 1, generator=generator).squeeze(1)

@@ -15,7 +15,7 @@ from pipeline.data.layout import Layout
 from pipeline.models.backbones import Carry, Recurrent
 from pipeline.models.base import Noise, SamplingOptions, full_precision
 from pipeline.models.conditioning import NO_CONDITION
-from pipeline.models.rnn import draw
+from pipeline.models.decoding import draw
 from pipeline.models.vae import VariationalAutoencoder
 from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, VaeSpec
 

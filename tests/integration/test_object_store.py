@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from pipeline.generation.sampling import draw, load_bundle
+from pipeline.planning import plan
 from pipeline.release.registry import fetch
 from pipeline.spec import load_spec
 from pipeline.storage import open_store
-from pipeline.workflow import plan, train_job
+from pipeline.workflow import train_job
 
 pytestmark = pytest.mark.ray
 

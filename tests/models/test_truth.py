@@ -13,9 +13,10 @@ from pipeline.data.layout import Layout
 from pipeline.models import build_model
 from pipeline.models.backbones import SignalEncoder, make_encoder
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
+from pipeline.models.decoding import draw
 from pipeline.models.likelihoods import WIDTH_PACE, Gaussian
 from pipeline.models.posterior import kl_to_standard_normal
-from pipeline.models.rnn import RecurrentLanguageModel, draw
+from pipeline.models.rnn import RecurrentLanguageModel
 from pipeline.models.vae_signals import SignalVae
 from pipeline.spec import MlpBackboneSpec, RecurrentBackboneSpec, RnnSpec, VaeSpec
 from tests.conftest import cell_spec
