@@ -57,13 +57,14 @@ class Conditioner(nn.Module):
         self._prompt_share = _shares(layout.prompt_counts, self.num_prompts)
         self._prompts = _encoded(layout) if self.on_prompt else None
 
-    def forward(self, asked: Asked | Batch, noise: Noise | None = None) -> Tensor:
-        """The vectors `[B, size]`. With `noise`, in training, conditions are hidden with the spec's chance; the label
-        and the prompt of an example together."""
+    def forward(self, asked: Asked | Batch, noise: Noise | None = None, hidden: Tensor | None = None) -> Tensor:
+        """The vectors `[B, size]`. With `noise`, in training, conditions are hidden with the spec's chance, or where
+        `hidden` `[B]` says so; the label and the prompt of an example together."""
         count = len(asked.label)
-        hidden = torch.zeros(count, dtype=torch.bool, device=asked.label.device)
-        if noise is not None and self.training and self.spec.dropout > 0:
-            hidden = noise.uniform(count) < self.spec.dropout
+        if hidden is None:
+            hidden = torch.zeros(count, dtype=torch.bool, device=asked.label.device)
+            if noise is not None and self.training and self.spec.dropout > 0:
+                hidden = noise.uniform(count) < self.spec.dropout
         vectors: list[Tensor] = []
         if self.on_label:
             unknown = hidden | (asked.label < 0) | (asked.label >= self.num_labels)
@@ -97,6 +98,12 @@ class Conditioner(nn.Module):
         elif self.on_prompt and self._prompts is not None and self.num_prompts:
             prompt = self._prompts.to(device)[_drawn(self._prompt_share, noise.uniform(count))]
         return Asked(label, prompt)
+
+
+def hidden_by_row(index: Tensor, share: float) -> Tensor:
+    """About `share` of the rows `index` int64 `[B]`, always the same ones: whose condition is hidden where an example
+    is seen in parts, of which all must agree. Knuth's multiplicative hash spreads them."""
+    return (index * 2654435761 % 2**32).double() < share * 2**32
 
 
 def make_conditioner(layout: Layout, spec: ConditionSpec) -> Conditioner | None:

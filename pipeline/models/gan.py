@@ -47,7 +47,8 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         family = self.family
         return (
             Phase("critic", ("critic.",), repeats=family.critic_steps, lr_scale=family.critic_lr_scale),
-            Phase("generator", ("generator.",), needs_data=False),
+            # Of prompts the layout knows the commonest alone: a generator that is asked for one learns from a batch's.
+            Phase("generator", ("generator.",), needs_data="prompt" in self.condition.on),
         )
 
     def objective(self) -> str:
@@ -57,7 +58,7 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         noise = context.noise
         z = noise.normal(context.batch_size, self.family.latent_size)
         if phase == "generator":
-            asked = self._asked(context)
+            asked = self._asked(context, batch)
             fake = self.generator(z, asked, noise, context.progress)
             loss = self.generator_loss(self.critic(self._seen(fake, noise), asked, noise))
             return Output(loss, {"generator_loss": loss.detach()})
@@ -90,8 +91,11 @@ class GenerativeAdversarialNetwork(GenerativeModel):
     def _seen(self, x: Tensor, noise: Noise) -> Tensor:
         return augment(x, self.family.augment, noise, self.layout)
 
-    def _asked(self, context: StepContext) -> Asked | None:
-        """What generated examples are asked for in a phase that sees no data."""
+    def _asked(self, context: StepContext, batch: Batch | None) -> Asked | None:
+        """What generated examples are asked for: what a batch is, or, in a phase that sees no data, as often as the
+        corpus has it."""
+        if batch is not None:
+            return self._hidden(Asked(batch.label, batch.prompt), context.noise)
         if self.generator.conditioner is None:
             return None
         return self._hidden(self.generator.conditioner.asked(context.batch_size, context.noise), context.noise)

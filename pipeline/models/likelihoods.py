@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -48,6 +49,22 @@ class Bernoulli(SignalLikelihood):
         return decoded.sigmoid()
 
 
+class _Floor(torch.autograd.Function):
+    """max(x, floor), whose gradient still passes below the floor where it leads up: a clamp's is zero there, and a
+    width that Adam's momentum carried under the least one never came back."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, floor: float) -> Tensor:
+        ctx.save_for_backward(x)
+        ctx.floor = floor
+        return x.clamp(min=floor)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (x,), (gradient,) = ctx.saved_tensors, gradients
+        return gradient * ((x >= ctx.floor) | (gradient < 0)), None
+
+
 class _Located(SignalLikelihood):
     """What the Gaussian and the logistic share: the decoder gives the centre, the width is a parameter."""
 
@@ -59,7 +76,8 @@ class _Located(SignalLikelihood):
 
     def log_width(self) -> Tensor:
         """The logarithm of the width, `[]` or `[C, *space]`."""
-        return (WIDTH_PACE * self.paced_log_width).clamp(min=math.log(LEAST_WIDTH))
+        floored: Tensor = _Floor.apply(WIDTH_PACE * self.paced_log_width, math.log(LEAST_WIDTH))
+        return floored
 
     def expectation(self, decoded: Tensor) -> Tensor:
         return decoded.clamp(self.low, self.high)

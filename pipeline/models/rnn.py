@@ -27,7 +27,7 @@ from pipeline.models.base import (
     Sums,
     full_precision,
 )
-from pipeline.models.conditioning import NO_CONDITION, make_conditioner
+from pipeline.models.conditioning import NO_CONDITION, hidden_by_row, make_conditioner
 from pipeline.models.decoding import draw
 from pipeline.models.neighbours import Entry, Neighbours, Readout
 from pipeline.spec import ConditionSpec, RecurrentBackboneSpec, RnnSpec
@@ -188,7 +188,11 @@ class RecurrentLanguageModel(GenerativeModel):
 
     def _window_step(self, batch: Batch, start: Tensor, carry: Carry | None, noise: Noise) -> Output:
         """A step on one window of each example; the state of a lane that begins an example is empty."""
-        x, condition, size = batch.x, self._condition(batch, noise), len(batch)
+        x, size, condition = batch.x, len(batch), None
+        if self.conditioner is not None:
+            # Hidden for all windows of an example alike: the state knows what those before were told.
+            hidden = hidden_by_row(batch.index, self.conditioner.spec.dropout if self.training else 0.0)
+            condition = self.conditioner(batch, hidden=hidden)
         if carry is not None:
             carry = tuple(part * (start > 0).view(-1, 1, 1) for part in carry)
         rows = torch.arange(size, device=x.device)

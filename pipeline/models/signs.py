@@ -13,7 +13,7 @@ def distances(x: Tensor) -> Tensor:
     """Between all pairs of examples, `[N, N]`: Euclidean for signals `[N, C, *space]`, the share of places that differ
     for tokens `[N, T]`."""
     if not x.is_floating_point():
-        return (x.unsqueeze(0) != x.unsqueeze(1)).double().mean(2)
+        return (x.unsqueeze(0) != x.unsqueeze(1)).sum(2).double() / x.shape[1]
     flat = x.flatten(1)
     # By products of matrices the distance between two equal examples would not be zero.
     return torch.cdist(flat, flat, compute_mode="donot_use_mm_for_euclid_dist")

@@ -211,6 +211,9 @@ def _shapes(spec: RunSpec, layout: Layout) -> dict[str, tuple[int, ...]]:
 
 def _wider(layout: Layout) -> Layout:
     """The layout with examples of twice the extent."""
+    if layout.raster:
+        height, *rest = layout.raster
+        return replace(layout, shape=(2 * layout.length,), raster=(2 * height, *rest))
     if layout.view == "tokens":
         return replace(layout, shape=(2 * layout.length,))
     return replace(layout, shape=(layout.channels, *(2 * extent for extent in layout.space)))

@@ -21,6 +21,7 @@ from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import RunSpec
 from pipeline.training.course import Course
 from pipeline.training.steps import Stepper
+from pipeline.training.stopping import keeps_best
 
 FORMAT = 1
 STATE = "state.json"
@@ -124,6 +125,12 @@ def load_checkpoint(folder: Path, stepper: Stepper, spec: RunSpec) -> Position:
     # A checkpoint from before there were these has neither.
     stepper.best = tensors.get("best.safetensors", {})
     stepper.course = Course.from_dict(state.get("course", {}))
+    if not keeps_best(spec.training):
+        stepper.best = {}
+    elif not stepper.best:
+        # Kept from now on: the objectives before had no weights to go with them.
+        stepper.course.best_objective = stepper.course.gained_from = None
+        stepper.course.without_gain = 0
     return Position(state["step"], state["seconds"])
 
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.data.batches import Batches
-from pipeline.errors import NonFiniteLossError
+from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
@@ -167,6 +167,12 @@ def run_loop(
             step, warning = back.go(error, step)
             hooks.warn(Position(step, clock.own()), warning)
             progress, watch = progress_of(training, step, clock.look(step)), Watch(stepper.course)
+            if progress >= 1.0 and step == start.step:
+                # Nothing of this start was saved, and there is no time to train anew: that is no model.
+                raise TrainingFailedError(
+                    f"{error}; it went back to step {step}, where it began, and training.max_seconds "
+                    f"{training.max_seconds} is over; lower training.lr, or raise training.max_seconds"
+                ) from error
             waiting.take()
             means, last_time, last_step = _Means(), time.monotonic(), step
             continue

@@ -5,6 +5,8 @@ Plain PyTorch, on every rank alike: the objective was reduced over all ranks.
 
 from __future__ import annotations
 
+import math
+
 from pipeline.spec import TrainingSpec
 from pipeline.training.course import Course
 from pipeline.training.steps import Stepper
@@ -19,6 +21,9 @@ def note_objective(training: TrainingSpec, stepper: Stepper, step: int, objectiv
     """Remember a validation's objective (lower is better; one that is not a number is no gain) and, where they are
     wanted, the weights for scores that it was of."""
     course = stepper.course
+    if not math.isfinite(objective):
+        course.without_gain += 1
+        return
     if course.best_objective is None or objective < course.best_objective:
         course.best_objective, course.best_step = objective, step
         if keeps_best(training):

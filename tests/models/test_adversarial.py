@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
 from pipeline.models.adversarial import LOSSES, gradient_penalty, real_gradient_penalty
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
@@ -27,6 +29,7 @@ from pipeline.spec import (
     RecurrentBackboneSpec,
     ResnetBackboneSpec,
 )
+from tests.conftest import cell_spec
 
 PICTURES = Layout("image", "signal", (1, 8, 8), "uint8", "bernoulli", labels=("cat", "dog"), label_counts=(3, 1))
 WAVES = Layout("audio", "signal", (1, 64), "int16", "gaussian", low=-1.0)
@@ -291,3 +294,16 @@ def test_every_option_together_gives_finite_gradients_for_its_phase_alone(phase:
         if name.startswith(phase):
             assert parameter.grad is not None, name
             assert bool(torch.isfinite(parameter.grad).all()), name
+
+
+def test_a_generator_that_is_asked_for_prompts_learns_from_those_of_a_batch() -> None:
+    spec = cell_spec("gan", "image")
+    layout = replace(make_codec(spec.data.codec).layout(), prompts=("one",), prompt_counts=(1,), prompt_length=8)
+    model = GenerativeAdversarialNetwork(layout, spec.model.family, spec.model.backbone, ConditionSpec(on=("prompt",)))
+    assert [phase.needs_data for phase in model.phases()] == [True, True]
+    prompt = torch.randint(0, 256, (4, 8))
+    batch = Batch(torch.rand(4, *layout.shape), torch.full((4,), -1), torch.arange(4), prompt)
+    asked = model._asked(StepContext(Noise(make_generator(0, "noise")), 4), batch)
+    assert asked is not None and asked.prompt is not None
+    assert asked.prompt.equal(prompt)
+    assert torch.isfinite(model(batch, "generator", StepContext(Noise(make_generator(0, "noise")), 4)).loss)

@@ -10,7 +10,7 @@ import torch
 from pipeline.data.layout import Layout
 from pipeline.data.prompts import encode_prompts
 from pipeline.models.base import Noise, SamplingOptions, make_generator
-from pipeline.models.conditioning import Asked, Conditioner, make_conditioner
+from pipeline.models.conditioning import Asked, Conditioner, hidden_by_row, make_conditioner
 from pipeline.spec import ConditionSpec
 
 LAYOUT = Layout(
@@ -106,3 +106,11 @@ def test_two_workers_are_asked_for_what_one_is() -> None:
         assert part.label.equal(whole.label[rank::2])
         assert part.prompt is not None and whole.prompt is not None
         assert part.prompt.equal(whole.prompt[rank::2])
+
+
+def test_an_example_in_parts_is_hidden_in_all_of_them_or_in_none() -> None:
+    rows = torch.arange(20_000)
+    hidden = hidden_by_row(rows, 0.1)
+    assert float(hidden.double().mean()) == pytest.approx(0.1, abs=0.005)
+    assert hidden_by_row(rows[7:9], 0.1).equal(hidden[7:9])
+    assert not hidden_by_row(rows, 0.0).any()

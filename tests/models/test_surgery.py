@@ -302,3 +302,15 @@ def test_what_grows_with_the_vocabulary_is_found(family: str, modality: str) -> 
         name for name, value in build_model(spec, layout).state_dict().items() if value.shape != grown[name].shape
     }
     assert differing == set(axes)
+
+
+@pytest.mark.parametrize(("history", "rows_above", "columns_above"), [(1, 0, 1), (1, 1, 7), (2, 1, 3), (8, 3, 3)])
+def test_pixels_that_see_others_before_them_take_over_what_an_equal_model_knows(
+    history: int, rows_above: int, columns_above: int
+) -> None:
+    tree = cell_spec("rnn", "image").as_dict()
+    tree["model"]["family"] |= {"history": history, "rows_above": rows_above, "columns_above": columns_above}
+    spec = make_spec(tree)
+    layout = make_codec(spec.data.codec).layout()
+    assert layout.raster == (6, 6, 1)
+    assert {"embedding.weight", "head.weight", "head.bias"} <= axes_of(spec, layout).keys()

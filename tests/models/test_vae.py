@@ -294,3 +294,16 @@ def test_a_likelihood_that_the_codec_s_values_do_not_have_is_refused(
     spec["model"]["family"]["likelihood"] = likelihood
     with pytest.raises(Exception, match=message):
         make_spec(spec)
+
+
+@pytest.mark.parametrize("likelihood", ["gaussian", "discretised_logistic"])
+def test_a_width_below_the_least_is_widened_by_what_is_far_off(likelihood: str) -> None:
+    model = make_likelihood(likelihood, PICTURE, per_dimension=False)
+    width = next(model.parameters())
+    with torch.no_grad():
+        width.fill_(2 * math.log(LEAST_WIDTH) / WIDTH_PACE)
+    decoded = torch.zeros(1, *PICTURE.shape)
+    for x, grows in ((decoded, False), (decoded + 0.5, True)):
+        (gradient,) = torch.autograd.grad(-model.log_prob(decoded, x).sum(), width)
+        assert bool(gradient < 0) == grows, "descent moves the width against its gradient"
+        assert bool(gradient == 0) != grows

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from pipeline.errors import NonFiniteLossError
+from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, read_state
 from pipeline.training.health import warnings_of
@@ -153,3 +154,16 @@ def test_what_is_not_to_be_rolled_back_is_only_named() -> None:
     session.run(hooks)
     assert session.stepper.course.rollbacks == []
     assert "exploding_weights" in [warning.kind for warning in hooks.warnings]
+
+
+def test_a_training_that_went_back_to_its_beginning_when_its_time_was_up_is_no_model() -> None:
+    spec = rolling(steps=10_000, max_seconds=0.2)
+    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+
+    def late_and_broken(*_: Any) -> Any:
+        time.sleep(0.3)
+        raise NonFiniteLossError("the loss is nan")
+
+    session.stepper.step = late_and_broken  # type: ignore[method-assign]
+    with pytest.raises(TrainingFailedError, match=r"went back to step 0, where it began, and training.max_seconds"):
+        session.run(LocalHooks(spec))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +137,24 @@ def test_without_held_out_rows_or_an_objective_it_is_refused() -> None:
         Session(spec, prepared_in_memory(spec, validation=0))  # type: ignore[arg-type]
     with pytest.raises(SpecError, match=r"early_stopping .*'gan' is its critic's"):
         cell_spec("gan", "image", early_stopping={"patience": 3})
+
+
+def test_an_objective_that_is_no_number_is_no_gain_and_the_next_one_is() -> None:
+    stepper = session_of(stopping()).stepper
+    for step, objective in enumerate((math.nan, math.inf, 5.0, math.nan, 4.0), start=1):
+        note_objective(stepper.training, stepper, step, objective)
+    assert (stepper.course.best_objective, stepper.course.best_step, stepper.course.without_gain) == (4.0, 5, 0)
+
+
+def test_who_no_longer_asks_for_the_best_gets_the_last_and_who_begins_to_gets_the_best_from_then_on(
+    tmp_path: Path,
+) -> None:
+    kept, plain = stopping(steps=20, early_stopping=None, keep_best=True), stopping(steps=20, early_stopping=None)
+    session_of(kept).run(LocalHooks(kept, tmp_path / "kept"))
+    session_of(plain).run(LocalHooks(plain, tmp_path / "plain"))
+    on_without = session_of(plain, local_checkpoints(tmp_path / "kept")[-1]).stepper
+    assert on_without.best == {}
+    begun = session_of(kept, local_checkpoints(tmp_path / "plain")[-1]).stepper
+    assert begun.course.best_objective is None
+    note_objective(kept.training, begun, 21, 1e9)
+    assert begun.best
