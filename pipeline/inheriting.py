@@ -41,16 +41,33 @@ def find_origin(init_from: str, tracking_uri: str, into: Path) -> Origin:
     newest. Raises: RegistryError, TransferError on a checkpoint whose prepared set is not there, CheckpointError.
     """
     from pipeline.release.registry import download, find
-    from pipeline.training.checkpoint import STATE
 
-    folder = Path(init_from).expanduser()
-    checkpoints = [path.parent for path in (*folder.glob(f"step-*/{STATE}"), folder / STATE) if path.is_file()]
-    if checkpoints:
+    if checkpoints := _checkpoints(init_from):
         newest = max(checkpoints).resolve()
         return Origin(str(newest), _bundle_of_checkpoint(newest, into))
     found = find(init_from, tracking_uri)
     source = found.model_uri if "://" in found.location or found.name else found.location
     return Origin(source, download(found, tracking_uri, into))
+
+
+def check_origin(spec: RunSpec, tracking_uri: str) -> None:
+    """Look whether the model that `training.init_from` names is there, before a corpus is prepared in vain.
+
+    Raises: RegistryError.
+    """
+    from pipeline.release.registry import find
+
+    init_from = spec.training.init_from
+    if init_from is not None and not _checkpoints(init_from):
+        find(init_from, tracking_uri)
+
+
+def _checkpoints(init_from: str) -> list[Path]:
+    """The folders of checkpoints that `init_from` is, or holds."""
+    from pipeline.training.checkpoint import STATE
+
+    folder = Path(init_from).expanduser()
+    return [path.parent for path in (*folder.glob(f"step-*/{STATE}"), folder / STATE) if path.is_file()]
 
 
 def _bundle_of_checkpoint(checkpoint: Path, into: Path) -> Path:
@@ -113,7 +130,12 @@ def take_over(
     if not facts:
         with tempfile.TemporaryDirectory() as temporary:
             origin = find_origin(init_from, tracking_uri, Path(temporary))
-            weights, inheritance = inherit(spec, prepared.layout, prepared.codec.meanings(), donor_of(origin.folder))
+            try:
+                weights, inheritance = inherit(
+                    spec, prepared.layout, prepared.codec.meanings(), donor_of(origin.folder)
+                )
+            except TransferError as error:
+                raise TransferError(f"training.init_from {init_from!r}: {error}") from None
             name = keep_weights(store, weights)
         facts = {"init_from": init_from, "source": origin.source, "weights": name, **inheritance.as_dict()}
         store.write_json(facts, "runs", key, FACTS)

@@ -15,9 +15,11 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from pipeline.data.corpus import open_corpus
     from pipeline.data.manifest import prepared_key
     from pipeline.data.prepared import find_prepared
+    from pipeline.inheriting import check_origin
     from pipeline.release.tracking import resolve_uri
 
     store = open_store(spec.storage)
+    check_origin(spec, resolve_uri(store, spec.tracking.uri))
     corpus = open_corpus(spec.data.source, CODECS[spec.data.codec.kind](spec.data.codec).modality)
     key = prepared_key(spec, corpus)
     found = find_prepared(store, key)

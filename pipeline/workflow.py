@@ -135,9 +135,12 @@ def train_job(
     progress("start", 0, None, "starting Ray, opening MLflow")
 
     def tracking_opened() -> Tracking:
+        from pipeline.inheriting import check_origin
         from pipeline.release.tracking import open_tracking
 
-        return open_tracking(spec, store)
+        tracking = open_tracking(spec, store)
+        check_origin(spec, tracking.uri)
+        return tracking
 
     opening = Beside(tracking_opened)
     start = time.time()
@@ -147,13 +150,13 @@ def train_job(
         watch.add("ray_start", time.time() - start)
         from pipeline.data.prepare import prepare
 
+        with watch.stage("tracking"):
+            tracking = opening.result()
         with watch.stage("prepare"):
             hashing.result()
             prepared = prepare(spec, store, progress, corpus)
             end_data_actors()
             prepared.verify(progress)
-        with watch.stage("tracking"):
-            tracking = opening.result()
         key = key or run_key(spec, prepared.key, store)
         return _train_and_after(spec, store, prepared, tracking, key, tags or {}, progress, watch)
 

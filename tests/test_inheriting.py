@@ -11,7 +11,7 @@ import torch
 from pipeline.data.prepared import Prepared
 from pipeline.errors import RegistryError, TransferError
 from pipeline.generation.sampling import load_bundle, save_bundle
-from pipeline.inheriting import donor_of, find_origin
+from pipeline.inheriting import check_origin, donor_of, find_origin
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.launch import LocalHooks
@@ -73,3 +73,16 @@ def test_a_bundle_is_found_where_it_is_and_a_folder_of_nothing_is_refused(
     assert donor.layout == prepared.layout and donor.meanings == ()
     with pytest.raises(RegistryError, match="the folder has no"):
         find_origin(str(tmp_path / "storage"), NO_MLFLOW, tmp_path / "into")
+
+
+def test_a_donor_that_is_not_there_is_missed_before_anything_is_prepared(
+    trained: tuple[RunSpec, Prepared, Path], tmp_path: Path
+) -> None:
+    spec, _, folder = trained
+
+    def beginning_with(donor: Path) -> RunSpec:
+        return spec.model_copy(update={"training": spec.training.model_copy(update={"init_from": str(donor)})})
+
+    check_origin(beginning_with(folder), NO_MLFLOW)
+    with pytest.raises(RegistryError, match="the folder is not there"):
+        check_origin(beginning_with(tmp_path / "nowhere"), NO_MLFLOW)

@@ -73,7 +73,7 @@ class Manifest:
         if values.get("format_version", FORMAT_VERSION) != FORMAT_VERSION:
             raise PreparedDataError(
                 f"{where}: prepared set {values.get('key')} has format {values['format_version']}, this version reads "
-                f"{FORMAT_VERSION}; run 'atelier prepare' again"
+                f"{FORMAT_VERSION}; prepare (and train) it again, or use the version that made it"
             )
         missing = [name for name in (*(field.name for field in fields(cls)), "sha256") if name not in values]
         if missing:

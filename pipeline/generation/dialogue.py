@@ -152,7 +152,10 @@ def roles_of(bundle: Bundle) -> dict[str, int]:
     """
     family, layout = bundle.spec.model.family.kind, bundle.layout
     if layout.modality != "text" or family != "rnn":
-        raise SpecError(f"{bundle.spec.name}: chat takes an rnn of text, this is a {family} of {layout.modality}")
+        raise SpecError(
+            f"{bundle.spec.name}: chat takes an rnn of text, this is a {family} of {layout.modality}; "
+            "'atelier generate' draws from it"
+        )
     if asked := bundle.spec.model.condition.on:
         raise SpecError(
             f"{bundle.spec.name}: it is asked for a {' and a '.join(asked)}, and such a model does not chat"

@@ -158,8 +158,9 @@ class RunSpec(Strict):
             mistakes.extend(_misfits_of_likelihood(codec, family.likelihood))
         if family.kind == "gan" and (self.training.early_stopping is not None or self.training.keep_best):
             mistakes.append(
-                "training.early_stopping and .keep_best: the held-out objective of model.family.kind 'gan' is its "
-                "critic's, by which no two steps compare; set training.steps, and evaluate its checkpoints"
+                f"training.{'keep_best' if self.training.early_stopping is None else 'early_stopping'}: the held-out "
+                "objective of model.family.kind 'gan' is its critic's, by which no two steps compare; leave it out, "
+                "set training.steps, and evaluate its checkpoints"
             )
         if text and family.kind != "rnn" and isinstance(codec, TextCodecSpec) and codec.packing == "windows":
             mistakes.append(

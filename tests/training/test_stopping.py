@@ -135,7 +135,7 @@ def test_without_held_out_rows_or_an_objective_it_is_refused() -> None:
     spec = stopping()
     with pytest.raises(PreparedDataError, match=r"early_stopping .* the validation split is empty"):
         Session(spec, prepared_in_memory(spec, validation=0))  # type: ignore[arg-type]
-    with pytest.raises(SpecError, match=r"early_stopping .*'gan' is its critic's"):
+    with pytest.raises(SpecError, match=r"early_stopping: .*'gan' is its critic's"):
         cell_spec("gan", "image", early_stopping={"patience": 3})
 
 
