@@ -215,7 +215,8 @@ def test_an_illness_is_said_once_in_the_terminal_and_told_in_the_answer_and_on_t
 ) -> None:
     from mlflow import MlflowClient
 
-    ill = _set(_overrides(storage, "model.family.beta=10000", "registry.name=null", "evaluation.samples=10"))
+    collapse = ("model.family.beta=10000", "model.family.prior=normal", "training.warmup_steps=0")
+    ill = _set(_overrides(storage, *collapse, "registry.name=null", "evaluation.samples=10"))
     code, answer, said = run_here("train", "conf/image_vae.yaml", *ill)
     assert code == 0, said
     (warning,) = [one for one in answer["warnings"] if one["kind"] == "posterior_collapse"]
