@@ -31,7 +31,7 @@ def run(campaign: Campaign, count: int) -> list[Trial]:
 
 
 def test_the_conf_itself_is_the_first_trial() -> None:
-    assert propose(campaign_of(), 0, []) == {"training.lr": 1.5e-3, "model.family.latent_size": 32}
+    assert propose(campaign_of(), 0, []) == {"training.lr": 3e-3, "model.family.latent_size": 32}
 
 
 @pytest.mark.parametrize("kind", ["tpe", "random"])
