@@ -42,6 +42,15 @@ class StandardNormal(Prior):
         return unit
 
 
+def _coupling(inputs: int, outputs: int) -> nn.Sequential:
+    """A network `[N, inputs]` to `[N, outputs]` that gives zeros at first."""
+    first, second = nn.Linear(inputs, COUPLING_HIDDEN), nn.Linear(COUPLING_HIDDEN, COUPLING_HIDDEN)
+    last = nn.Linear(COUPLING_HIDDEN, outputs)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(first, nn.SiLU(), second, nn.SiLU(), last)
+
+
 class CouplingFlow(Prior):
     """Affine couplings between the two halves of z, each in turn (Dinh et al. 2017, eq. 7 and 8), over N(0, 1).
 
@@ -52,19 +61,7 @@ class CouplingFlow(Prior):
         super().__init__()
         self.first_size = latent_size // 2
         sizes = [self.first_size if place % 2 == 0 else latent_size - self.first_size for place in range(NUM_COUPLINGS)]
-        self.couplings = nn.ModuleList(
-            nn.Sequential(
-                nn.Linear(size + condition_size, COUPLING_HIDDEN),
-                nn.SiLU(),
-                nn.Linear(COUPLING_HIDDEN, COUPLING_HIDDEN),
-                nn.SiLU(),
-                nn.Linear(COUPLING_HIDDEN, 2 * (latent_size - size)),
-            )
-            for size in sizes
-        )
-        for coupling in self.couplings:
-            nn.init.zeros_(coupling[-1].weight)  # type: ignore[index]
-            nn.init.zeros_(coupling[-1].bias)  # type: ignore[index]
+        self.couplings = nn.ModuleList(_coupling(size + condition_size, 2 * (latent_size - size)) for size in sizes)
 
     def _shift_and_scale(self, place: int, kept: Tensor, condition: Tensor | None) -> tuple[Tensor, Tensor]:
         seen = kept if condition is None else torch.cat([kept, condition], dim=1)

@@ -12,45 +12,33 @@ from pathlib import Path
 from typing import Any
 
 from pipeline.reading import apply_overrides, read_tree, validated
-from pipeline.spec.data import (
+from pipeline.spec.codecs import (
     AnyCodecSpec,
-    AnySource,
-    AudioCleaningSpec,
     BpeCodecSpec,
-    BuiltinSource,
     BytesCodecSpec,
     CharactersCodecSpec,
-    CleaningSpec,
-    CsvSource,
-    DataSpec,
-    DuplicatesSpec,
-    FieldSource,
-    FilesSource,
-    HuggingFaceSource,
-    ImageCleaningSpec,
     ImageCodecSpec,
-    JsonLinesSource,
-    LinesSource,
     LogMelCodecSpec,
     MuLawCodecSpec,
-    NamedFiles,
-    NpzSource,
-    ParquetSource,
-    PersonalData,
     PictureCodecSpec,
-    PromptSpec,
     RasterCodecSpec,
     SoundCodecSpec,
-    Source,
-    SplitSpec,
-    TarSource,
-    TextCleaningSpec,
     TextCodecSpec,
     TrainedCodecSpec,
     UnigramCodecSpec,
     WaveformCodecSpec,
     WordsCodecSpec,
-    gives_split,
+)
+from pipeline.spec.data import (
+    AudioCleaningSpec,
+    CleaningSpec,
+    DataSpec,
+    DuplicatesSpec,
+    ImageCleaningSpec,
+    PersonalData,
+    PromptSpec,
+    SplitSpec,
+    TextCleaningSpec,
 )
 from pipeline.spec.evaluation import (
     AnyExtractorSpec,
@@ -82,6 +70,22 @@ from pipeline.spec.run import (
     TrackingSpec,
     TrainingSpec,
     TransferSpec,
+)
+from pipeline.spec.sources import (
+    AnySource,
+    BuiltinSource,
+    CsvSource,
+    FieldSource,
+    FilesSource,
+    HuggingFaceSource,
+    JsonLinesSource,
+    LinesSource,
+    NamedFiles,
+    NpzSource,
+    ParquetSource,
+    Source,
+    TarSource,
+    gives_split,
 )
 
 __all__ = [

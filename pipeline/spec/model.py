@@ -4,9 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipeline.reading import Count, Rate, Share, Strict
+
+
+def _odd(kernel: int) -> int:
+    if kernel % 2 == 0:
+        raise ValueError(f"kernel {kernel} must be odd, so that a convolution keeps the length")
+    return kernel
+
+
+Kernel = Annotated[int, Field(ge=1), AfterValidator(_odd)]
 
 
 class RnnSpec(Strict):
@@ -116,15 +125,9 @@ class ConvBackboneSpec(Strict):
 
     kind: Literal["conv"]
     channels: tuple[Count, ...] = (32, 64, 128)
-    kernel: Annotated[int, Field(ge=1)] = 5
+    kernel: Kernel = 5
     stride: Annotated[int, Field(ge=2)] = 2
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "leaky_relu"
-
-    @model_validator(mode="after")
-    def _odd_kernel(self) -> ConvBackboneSpec:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} must be odd, so that a convolution keeps the length")
-        return self
 
 
 class ResnetBackboneSpec(Strict):
@@ -138,16 +141,10 @@ class ResnetBackboneSpec(Strict):
     kind: Literal["resnet"]
     channels: tuple[Count, ...] = (32, 64, 128)
     blocks: Count = 1
-    kernel: Annotated[int, Field(ge=1)] = 3
+    kernel: Kernel = 3
     stride: Annotated[int, Field(ge=2)] = 2
     norm: Literal["none", "group"] = "none"
     activation: Literal["relu", "leaky_relu", "silu", "gelu", "tanh"] = "silu"
-
-    @model_validator(mode="after")
-    def _odd_kernel(self) -> ResnetBackboneSpec:
-        if self.kernel % 2 == 0:
-            raise ValueError(f"kernel {self.kernel} must be odd, so that a convolution keeps the length")
-        return self
 
 
 class RecurrentBackboneSpec(Strict):

@@ -9,22 +9,20 @@ import yaml
 from pydantic import Field, model_validator
 
 from pipeline.reading import Count, Rate, Share, Strict
-from pipeline.spec.data import (
-    DataSpec,
+from pipeline.spec.codecs import (
     LogMelCodecSpec,
     MuLawCodecSpec,
     PictureCodecSpec,
     RasterCodecSpec,
     TextCodecSpec,
     WaveformCodecSpec,
-    gives_label,
-    gives_prompt,
-    gives_split,
 )
+from pipeline.spec.data import DataSpec
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
 from pipeline.spec.release import ReleaseSpec
+from pipeline.spec.sources import gives_label, gives_prompt, gives_split
 
 
 class TransferSpec(Strict):
