@@ -262,7 +262,20 @@ class BytesCodec(TextCodec):
         return symbols.astype(np.uint8).tobytes().decode("utf-8", errors="replace")
 
 
-class CharactersCodec(TextCodec):
+class OpenCodec(TextCodec):
+    """A text codec of known symbols, the last of which stands for all others."""
+
+    @property
+    def unknown(self) -> int:
+        """The identifier of what was not seen in training."""
+        return self.num_symbols - 1
+
+    def count_unknown(self, raw: str) -> int:
+        symbols, _ = self.symbols(list(self.between_specials([raw])))
+        return int((symbols == self.unknown).sum())
+
+
+class CharactersCodec(OpenCodec):
     """The Unicode characters of the training texts, sorted, and one symbol for all others; texts of known characters
     come back exactly."""
 
@@ -274,10 +287,6 @@ class CharactersCodec(TextCodec):
     @property
     def num_symbols(self) -> int:
         return len(self.characters) + 1
-
-    @property
-    def unknown(self) -> int:
-        return len(self.characters)
 
     @cached_property
     def _identifiers(self) -> np.ndarray:
@@ -323,10 +332,6 @@ class CharactersCodec(TextCodec):
 
     def symbol_meanings(self) -> Sequence[Hashable]:
         return [*(character.encode("utf-8", errors="surrogatepass") for character in self.characters), "unknown"]
-
-    def count_unknown(self, raw: str) -> int:
-        symbols, _ = self.symbols(list(self.between_specials([raw])))
-        return int((symbols == self.unknown).sum())
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "characters": self.characters}

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.data.text import UNKNOWN, TextCodec
+from pipeline.data.text import UNKNOWN, OpenCodec
 from pipeline.errors import CodecError
 from pipeline.spec import WordsCodecSpec
 
 
-class WordsCodec(TextCodec):
+class WordsCodec(OpenCodec):
     """The words of the training texts, the commonest first, and one symbol for all others; texts of known words come
     back with one space between words."""
 
@@ -33,10 +33,6 @@ class WordsCodec(TextCodec):
     @property
     def num_symbols(self) -> int:
         return len(self.words) + 1
-
-    @property
-    def unknown(self) -> int:
-        return len(self.words)
 
     def fit(self, raws: Iterable[str]) -> None:
         """Raises: CodecError when no word is seen `min_count` times."""
@@ -70,10 +66,6 @@ class WordsCodec(TextCodec):
 
     def symbol_meanings(self) -> Sequence[Hashable]:
         return [*(word.encode("utf-8", errors="surrogatepass") for word in self.words), "unknown"]
-
-    def count_unknown(self, raw: str) -> int:
-        symbols, _ = self.symbols(list(self.between_specials([raw])))
-        return int((symbols == self.unknown).sum())
 
     def state(self) -> dict[str, Any]:
         return {**super().state(), "words": self.words}
