@@ -289,6 +289,31 @@ def test_a_checkpoint_of_another_spec_is_no_damaged_one(tmp_path: Path) -> None:
         train(spec_of(report_every=1, lr=0.1), tmp_path)
 
 
+def test_all_ranks_go_by_what_rank_zero_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from pipeline.training import worker
+
+    said: list[Any] = []
+
+    def broadcast(mine: Any) -> Any:
+        """What rank 0, which is called first here, sent."""
+        said.append(mine)
+        return said[0]
+
+    monkeypatch.setattr(worker.ray.train.collective, "broadcast_from_rank_zero", broadcast)
+    spec = spec_of(report_every=1)
+    flip(cut_off(spec, tmp_path))
+    shelves_of = [Shelf(open_store(str(tmp_path / "training" / RUN)), 2) for _ in range(2)]
+    found = [worker.find_checkpoint(shelf, rank, 2) for rank, shelf in enumerate(shelves_of)]
+    assert found[0] == found[1] and found[1].step == 2 and len(found[1].refused) == 1
+    assert [shelf.refused for shelf in shelves_of] == [{4}, set()], "only rank 0 looks, and deletes"
+
+    said.clear()
+    flip(tmp_path / "training" / RUN / "step-00000002")
+    for rank, shelf in enumerate(shelves_of):
+        with pytest.raises(CheckpointError, match="no checkpoint there can be trusted"):
+            worker.find_checkpoint(shelf, rank, 2)
+
+
 # --- which are kept ------------------------------------------------------------------------------------------
 
 
