@@ -90,8 +90,9 @@ class Shelf:
                 verify(folder)
             except CheckpointError as error:
                 self.refused.add(step)
-                # Without the folder that an object store's checkpoint was copied to.
-                reasons.append(str(error).replace(str(folder), self.store.path(_name(step))))
+                # Without the folder that it was copied to from an object store, and the advice that is followed here.
+                reason = str(error).partition("; take an older")[0]
+                reasons.append(reason.replace(str(folder), self.store.path(_name(step))))
             else:
                 return Found(step, tuple(reasons))
         if reasons:
