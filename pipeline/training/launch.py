@@ -5,6 +5,7 @@ The same name and storage resume by themselves: Ray Train finds the run's last c
 
 from __future__ import annotations
 
+import os
 import shutil
 import tempfile
 import threading
@@ -12,7 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -29,11 +30,17 @@ from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.termination import Termination
+from pipeline.training.wishes import Wish
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
 POLL_SECONDS = 0.25
+STOPPED = 143
+"""The exit code of a process that SIGTERM ended."""
+START_SECONDS = "20"
+"""How long an elastic run waits for the number of workers that it found room for, before it looks again."""
 TELLING_WAIT = 0.05
 """The share of the time spent waiting for data from which on progress says so."""
 
@@ -66,17 +73,21 @@ def train_with_ray(
     (a name that `initial.keep_weights` gave) if there are any.
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
-    or TrainingFailedError when workers failed oftener than `training.max_failures`.
+    or TrainingFailedError when workers failed oftener than `training.max_failures`; SystemExit when SIGTERM stopped
+    it, with a checkpoint if it came within `training.stop_seconds`.
     """
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     from pipeline.ray_session import gpus, is_own
+    from pipeline.training.asked import CatchSigterm, ends_when_stopped
     from pipeline.training.lean_trainer import LeanTorchTrainer
     from pipeline.training.worker import WorkerConfig, train_worker
 
     training = spec.training
-    use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
+    use_gpu = gpus() >= training.fewest_workers if training.use_gpu == "auto" else training.use_gpu
+    if training.fewest_workers < training.most_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights)
     trainer = LeanTorchTrainer(
         train_worker,
@@ -84,6 +95,7 @@ def train_with_ray(
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
+            elastic_resize_monitor_interval_s=training.resize_seconds,
             use_gpu=use_gpu,
             placement_strategy=training.placement.upper(),
             resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
@@ -94,10 +106,13 @@ def train_with_ray(
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
-            callbacks=list(callbacks) or None,
+            callbacks=[*callbacks, CatchSigterm()],
         ),
     )
-    with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:
+    with (
+        _Follower(run_key, training.steps, training.max_seconds, progress) as follower,
+        ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None),
+    ):
         try:
             result = trainer.fit()
         except RayTrainingFailedError as error:
@@ -105,6 +120,8 @@ def train_with_ray(
     value: dict[str, Any] = result.return_value or {}
     if "failure" in value:
         raise getattr(pipeline.errors, value["failure"])(value["message"])
+    if value.get("stopped"):
+        _leave(progress, value["step"], training.steps)
     if result.checkpoint is None:
         raise TrainingFailedError(f"{run_key}: training ended without a checkpoint; see {result.path}")
     with result.checkpoint.as_directory() as folder:
@@ -113,6 +130,12 @@ def train_with_ray(
     step = int(value.get("step", (result.metrics or {}).get("step", 0)))
     seconds, warnings = float(value.get("seconds", 0.0)), value.get("warnings", [])
     return Trained(step, seconds, weights, follower.first_step_at, metrics, warnings)
+
+
+def _leave(progress: Progress, step: int, steps: int) -> NoReturn:
+    """End as SIGTERM asked. Raises: SystemExit."""
+    progress("stopped", step, steps, f"a checkpoint of step {step:,} is saved; the same command goes on from it")
+    raise SystemExit(STOPPED)
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -197,11 +220,13 @@ class LocalHooks:
         recorder: RunRecorder | None = None,
         on_report: Callable[[Position, dict[str, float]], None] | None = None,
         on_warning: Callable[[HealthWarning], None] | None = None,
+        termination: Termination | None = None,
     ) -> None:
-        self.spec, self.folder, self.recorder = spec, folder, recorder
+        self.spec, self.folder, self.recorder, self.termination = spec, folder, recorder, termination
         self.on_report, self.on_warning = on_report, on_warning
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
+        self.stopped = False
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
@@ -227,6 +252,12 @@ class LocalHooks:
         for old in local_checkpoints(self.folder)[: -self.spec.training.keep_checkpoints]:
             shutil.rmtree(old)
 
+    def hear(self) -> Wish:
+        return Wish.END if self.termination is not None and self.termination.asked.is_set() else Wish.NONE
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        self.stopped = True
+
 
 def local_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that `LocalHooks` wrote into `folder`, oldest first."""
@@ -243,7 +274,10 @@ def train_in_process(
     progress: Progress,
     initial_weights: str | None = None,
 ) -> Trained:
-    """Train in this process, without Ray Train (`training.num_workers: 0`). Raises: NonFiniteLossError."""
+    """Train in this process, without Ray Train (`training.num_workers: 0`).
+
+    Raises: NonFiniteLossError; SystemExit when SIGTERM stopped it, with a checkpoint.
+    """
     folder = store.local_path("training", run_key)
     found = local_checkpoints(folder)
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
@@ -259,15 +293,22 @@ def train_in_process(
             "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
         )
 
-    hooks = LocalHooks(spec, folder, recorder, show, lambda warning: progress(WARNING, 0, None, warning.in_words()))
+    def warn(warning: HealthWarning) -> None:
+        progress(WARNING, 0, None, warning.in_words())
+
+    termination = Termination()
+    hooks = LocalHooks(spec, folder, recorder, show, warn, termination)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
-        end = session.run(hooks)
+        with termination:
+            end = session.run(hooks)
     finally:
         torch.set_flush_denormal(False)
         if recorder is not None:
             recorder.close()
+    if hooks.stopped:
+        _leave(progress, end.step, spec.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
     return Trained(end.step, end.seconds, stepper.bundled_weights(), first_step_at, hooks.metrics, warnings)

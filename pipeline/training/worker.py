@@ -26,11 +26,13 @@ from pipeline.errors import AtelierError, StorageError, TrackingError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
+from pipeline.training.asked import Asked
 from pipeline.training.checkpoint import Position, save_checkpoint
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.wishes import Wish
 
 KV_NAMESPACE = b"atelier"
 
@@ -83,13 +85,16 @@ class WorkerHooks:
         self.last_checkpoint = "none yet"
         self.metrics: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.asked = Asked(config.run_key, session.rank)
+        self.hear = self.asked.hear
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
         if self.session.rank != 0:
             return
         if self.recorder is not None:
-            self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
+            more = {"train/seconds": at.seconds, "train/num_workers": self.session.world_size}
+            self.recorder.log_metrics({**metrics, **more}, at.step)
         self.tell("training", at)
 
     def warn(self, at: Position, warning: HealthWarning) -> None:
@@ -126,7 +131,11 @@ class WorkerHooks:
                 ) from error
         self.last_checkpoint = f"step {at.step}"
 
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        self.asked.obeyed(wish, at)
+
     def close(self) -> None:
+        self.asked.close()
         if self.recorder is not None:
             self.recorder.close()
 
@@ -164,6 +173,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             "step": end.step,
             "seconds": end.seconds,
             "started_at_step": started.step,
+            "stopped": hooks.asked.ended,
             "metrics": hooks.metrics,
             "warnings": warnings_of(session.stepper.course),
         }

@@ -140,7 +140,9 @@ def _train_two(rank: int, folder: str) -> None:
     assert resumed.start.step == end.step
     resumed.run(LocalHooks(spec))
     if rank == 0:
-        save_file({k: v.contiguous() for k, v in resumed.stepper.scoring_weights().items()}, f"{folder}/two.safetensors")
+        save_file(
+            {k: v.contiguous() for k, v in resumed.stepper.scoring_weights().items()}, f"{folder}/two.safetensors"
+        )
     dist.barrier()
     dist.destroy_process_group()
 

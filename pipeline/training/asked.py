@@ -1,0 +1,202 @@
+"""What a run of Ray Train is asked for: the words of its driver and of its controller, Ray's notices, SIGTERM.  [ray]
+
+The driver and the controller write a word into the cluster's key-value store; rank 0 reads it, and whether Ray is about
+to take a node away, in a thread. SIGTERM is heard by the worker's process that gets it. The only place that knows
+where Ray Train keeps its notice: the public `get_preemption_info` is a collective through an actor, and this is asked
+after every step.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
+
+import ray.train
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.train import CheckpointConsistencyMode
+from ray.train.v2._internal.execution.callback import WorkerCallback
+from ray.train.v2._internal.execution.context import get_train_context
+
+from pipeline.training.checkpoint import Position
+from pipeline.training.termination import Termination
+from pipeline.training.wishes import Wish
+
+if TYPE_CHECKING:
+    from ray.train.v2.api.preemption import PreemptionInfo
+
+NAMESPACE = b"atelier"
+ASKED, HELD = "asked", "held"
+LISTEN_SECONDS = 0.25
+LEAST_MARGIN_SECONDS = 5.0
+"""How long before a node is taken away the last checkpoint begins, at least; or twice what the first one took."""
+UNKNOWN_NOTICE_SECONDS = 120.0
+"""How long Ray Train waits for a node that is taken away without a deadline, before it starts the workers anew."""
+HOLD_SECONDS = 60.0
+"""After which a training that stands still and is not ended goes on."""
+
+SIGTERM = Termination()
+"""Of this process, where it is a training worker's."""
+
+
+# --- the words ------------------------------------------------------------------------------------------------
+
+
+def ask(run_key: str, wish: Wish) -> None:
+    """Ask the workers of a run, from any process of the cluster, until it is withdrawn."""
+    _put(run_key, ASKED, {"wish": int(wish)})
+
+
+def withdraw(run_key: str) -> None:
+    """Ask for nothing any more, and forget who stood still."""
+    for word in (ASKED, HELD):
+        _internal_kv_del(_key(run_key, word), namespace=NAMESPACE)
+
+
+def held_at(run_key: str) -> int | None:
+    """The step after which the workers stand still, its checkpoint being one that Ray Train counts."""
+    held = _get(run_key, HELD)
+    return None if held is None else int(held["step"])
+
+
+def _key(run_key: str, word: str) -> bytes:
+    return f"{run_key}/{word}".encode()
+
+
+def _put(run_key: str, word: str, values: dict[str, int]) -> None:
+    _internal_kv_put(_key(run_key, word), json.dumps(values).encode(), overwrite=True, namespace=NAMESPACE)
+
+
+def _get(run_key: str, word: str) -> dict[str, int] | None:
+    data = _internal_kv_get(_key(run_key, word), namespace=NAMESPACE)
+    return json.loads(data) if data else None
+
+
+# --- in a worker ----------------------------------------------------------------------------------------------
+
+
+class CatchSigterm(WorkerCallback):
+    """Catches SIGTERM in every worker: run by Ray Train in a worker's main thread, before the one that trains."""
+
+    def after_init_train_context(self) -> None:
+        SIGTERM.catch()
+
+
+class Asked:
+    """What one rank hears, and what it does once all have obeyed.
+
+    A node that Ray says will be taken away is answered with two checkpoints: one at once, should it go early, and one
+    shortly before the deadline, after which no step is taken that would be lost.
+    """
+
+    def __init__(self, run_key: str, rank: int) -> None:
+        self.run_key, self.rank = run_key, rank
+        self.word = Wish.NONE
+        self.ended = False
+        self.heard_at: float | None = None
+        self.margin = LEAST_MARGIN_SECONDS
+        self.notice: PreemptionInfo | None = None
+        self.saved_for: PreemptionInfo | None = None
+        self.deadline: float | None = None
+        self.stop = threading.Event()
+        SIGTERM.heeded = True
+        self.thread = threading.Thread(target=self._listen, name="atelier-asked", daemon=True)
+        if rank == 0:
+            self.thread.start()
+
+    def hear(self) -> Wish:
+        wish = max(self.word, Wish.HOLD if SIGTERM.asked.is_set() else Wish.NONE)
+        if self.notice is not None:
+            wish = max(wish, self._of_notice(self.notice))
+        if wish and self.heard_at is None:
+            self.heard_at = time.monotonic()
+        return wish
+
+    def _of_notice(self, notice: PreemptionInfo) -> Wish:
+        if self.deadline is not None and time.time() >= self.deadline - self.margin:
+            return Wish.HOLD
+        return Wish.NONE if notice == self.saved_for else Wish.SAVE
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        """Until the checkpoint counts, and with HOLD until the wish is withdrawn or this process is ended."""
+        own_end = SIGTERM.asked.is_set()
+        if wish is Wish.SAVE:
+            self.saved_for = self.notice
+            if self.heard_at is not None:
+                self.margin = max(LEAST_MARGIN_SECONDS, 2 * (time.monotonic() - self.heard_at))
+        if wish is Wish.HOLD and (self.rank == 0 or own_end):
+            # Workers that end before the controller has read their reports take the checkpoint with them: it counts
+            # only then.
+            ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=HOLD_SECONDS)
+        self.heard_at = None
+        self.ended = wish is Wish.END
+        if wish is Wish.HOLD and own_end:
+            SIGTERM.insist()
+            time.sleep(HOLD_SECONDS)
+        if wish is Wish.HOLD and self.rank == 0:
+            self._stand_still(at)
+
+    def _stand_still(self, at: Position) -> None:
+        """The other ranks wait for this one in their next step."""
+        _put(self.run_key, HELD, {"step": at.step})
+        until = time.time() + HOLD_SECONDS
+        if self.deadline is not None:
+            until = max(until, self.deadline + HOLD_SECONDS)
+        asked = self.word is Wish.HOLD
+        while time.time() < until and (self.word is Wish.HOLD or not asked):
+            time.sleep(LISTEN_SECONDS)
+        # The workers were not ended: what was to take the node away is over.
+        self.saved_for, self.deadline = self.notice, None
+
+    def close(self) -> None:
+        SIGTERM.heeded = False
+        self.stop.set()
+        if self.rank == 0:
+            self.thread.join()
+
+    def _listen(self) -> None:
+        while not self.stop.wait(LISTEN_SECONDS):
+            with contextlib.suppress(ray.exceptions.RayError, OSError):
+                word = _get(self.run_key, ASKED)
+                self.word = Wish.NONE if word is None else Wish(word["wish"])
+            notice = get_train_context().preemption_context.preemption_info
+            if notice is not None and notice != self.notice:
+                seconds = None if notice.deadline_ms is None else notice.deadline_ms / 1000
+                self.deadline = time.time() + UNKNOWN_NOTICE_SECONDS if seconds is None else seconds
+                self.notice = notice
+
+
+# --- in the driver --------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], bool]) -> Iterator[None]:
+    """While the block runs, SIGTERM asks the workers to save and end, and does at once what it did before where they
+    have not `begun`, after `within_seconds` where they have not ended, and when it comes again."""
+    withdraw(run_key)
+    over = threading.Event()
+    with Termination() as termination:
+
+        def wait() -> None:
+            while not termination.asked.wait(LISTEN_SECONDS):
+                if over.is_set():
+                    return
+            if begun() and within_seconds > 0:
+                ask(run_key, Wish.END)
+                if over.wait(within_seconds):
+                    return
+            if not over.is_set():
+                termination.insist()
+
+        thread = threading.Thread(target=wait, name="atelier-stopping", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
+            with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is gone forgets by itself
+                withdraw(run_key)
