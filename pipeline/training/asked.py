@@ -9,15 +9,13 @@ after every step.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import ray.train
+import ray
 from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
-from ray.train import CheckpointConsistencyMode
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
@@ -29,7 +27,7 @@ if TYPE_CHECKING:
     from ray.train.v2.api.preemption import PreemptionInfo
 
 NAMESPACE = b"atelier"
-ASKED, HELD = "asked", "held"
+HELD = "held"
 LISTEN_SECONDS = 0.25
 LEAST_MARGIN_SECONDS = 5.0
 """How long before a node is taken away the last checkpoint begins, at least; or twice what the first one took."""
@@ -47,32 +45,31 @@ SIGTERM = Termination()
 
 def ask(run_key: str, wish: Wish) -> None:
     """Ask the workers of a run, from any process of the cluster, until it is withdrawn."""
-    _put(run_key, ASKED, {"wish": int(wish)})
+    _put(run_key, wish.name, 0)
 
 
-def withdraw(run_key: str) -> None:
-    """Ask for nothing any more, and forget who stood still."""
-    for word in (ASKED, HELD):
+def withdraw(run_key: str, *wishes: Wish) -> None:
+    """Ask for these no more, and forget at which step the workers stood still."""
+    for word in (*(wish.name for wish in wishes), HELD):
         _internal_kv_del(_key(run_key, word), namespace=NAMESPACE)
 
 
 def held_at(run_key: str) -> int | None:
     """The step after which the workers stand still, its checkpoint being one that Ray Train counts."""
-    held = _get(run_key, HELD)
-    return None if held is None else int(held["step"])
+    return _get(run_key, HELD)
 
 
 def _key(run_key: str, word: str) -> bytes:
     return f"{run_key}/{word}".encode()
 
 
-def _put(run_key: str, word: str, values: dict[str, int]) -> None:
-    _internal_kv_put(_key(run_key, word), json.dumps(values).encode(), overwrite=True, namespace=NAMESPACE)
+def _put(run_key: str, word: str, step: int) -> None:
+    _internal_kv_put(_key(run_key, word), str(step).encode(), overwrite=True, namespace=NAMESPACE)
 
 
-def _get(run_key: str, word: str) -> dict[str, int] | None:
+def _get(run_key: str, word: str) -> int | None:
     data = _internal_kv_get(_key(run_key, word), namespace=NAMESPACE)
-    return json.loads(data) if data else None
+    return int(data) if data else None
 
 
 # --- in a worker ----------------------------------------------------------------------------------------------
@@ -121,33 +118,30 @@ class Asked:
         return Wish.NONE if notice == self.saved_for else Wish.SAVE
 
     def obeyed(self, wish: Wish, at: Position) -> None:
-        """Until the checkpoint counts, and with HOLD until the wish is withdrawn or this process is ended."""
+        """The checkpoint is there (rank 0 knows): with HOLD, until the wish is withdrawn or this process is ended."""
         own_end = SIGTERM.asked.is_set()
         if wish is Wish.SAVE:
             self.saved_for = self.notice
             if self.heard_at is not None:
                 self.margin = max(LEAST_MARGIN_SECONDS, 2 * (time.monotonic() - self.heard_at))
-        if wish is Wish.HOLD and (self.rank == 0 or own_end):
-            # Workers that end before the controller has read their reports take the checkpoint with them: it counts
-            # only then.
-            ray.train.get_all_reported_checkpoints(CheckpointConsistencyMode.COMMITTED, timeout_s=HOLD_SECONDS)
         self.heard_at = None
         self.ended = wish is Wish.END
-        if wish is Wish.HOLD and own_end:
+        if wish is not Wish.HOLD:
+            return
+        if self.rank == 0:
+            _put(self.run_key, HELD, at.step)
+        if own_end:
+            _wait(lambda: held_at(self.run_key) == at.step)
             SIGTERM.insist()
             time.sleep(HOLD_SECONDS)
-        if wish is Wish.HOLD and self.rank == 0:
-            self._stand_still(at)
+        if self.rank == 0:
+            self._stand_still()
 
-    def _stand_still(self, at: Position) -> None:
+    def _stand_still(self) -> None:
         """The other ranks wait for this one in their next step."""
-        _put(self.run_key, HELD, {"step": at.step})
-        until = time.time() + HOLD_SECONDS
-        if self.deadline is not None:
-            until = max(until, self.deadline + HOLD_SECONDS)
-        asked = self.word is Wish.HOLD
-        while time.time() < until and (self.word is Wish.HOLD or not asked):
-            time.sleep(LISTEN_SECONDS)
+        until = max(time.time(), self.deadline or 0.0) + HOLD_SECONDS
+        word = self.word  # NONE where a notice or a signal is the cause
+        _wait(lambda: self.word is not word, until)
         # The workers were not ended: what was to take the node away is over.
         self.saved_for, self.deadline = self.notice, None
 
@@ -160,13 +154,20 @@ class Asked:
     def _listen(self) -> None:
         while not self.stop.wait(LISTEN_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError, OSError):
-                word = _get(self.run_key, ASKED)
-                self.word = Wish.NONE if word is None else Wish(word["wish"])
+                asked = [wish for wish in (Wish.HOLD, Wish.END) if _get(self.run_key, wish.name) is not None]
+                self.word = max(asked, default=Wish.NONE)
             notice = get_train_context().preemption_context.preemption_info
             if notice is not None and notice != self.notice:
                 seconds = None if notice.deadline_ms is None else notice.deadline_ms / 1000
                 self.deadline = time.time() + UNKNOWN_NOTICE_SECONDS if seconds is None else seconds
                 self.notice = notice
+
+
+def _wait(over: Callable[[], bool], until: float | None = None) -> None:
+    """Wait until it is over, or `until`, by default for as long as a training stands still."""
+    until = time.time() + HOLD_SECONDS if until is None else until
+    while not over() and time.time() < until:
+        time.sleep(LISTEN_SECONDS)
 
 
 # --- in the driver --------------------------------------------------------------------------------------------
@@ -176,7 +177,7 @@ class Asked:
 def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], bool]) -> Iterator[None]:
     """While the block runs, SIGTERM asks the workers to save and end, and does at once what it did before where they
     have not `begun`, after `within_seconds` where they have not ended, and when it comes again."""
-    withdraw(run_key)
+    withdraw(run_key, Wish.HOLD, Wish.END)
     over = threading.Event()
     with Termination() as termination:
 
@@ -199,4 +200,4 @@ def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], b
             over.set()
             thread.join()
             with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is gone forgets by itself
-                withdraw(run_key)
+                withdraw(run_key, Wish.HOLD, Wish.END)

@@ -59,7 +59,7 @@ class ElasticPolicy(ElasticScalingPolicy):
 
     def _forget(self) -> None:
         if self.asked_at is not None:
-            withdraw(self.run_key)
+            withdraw(self.run_key, Wish.HOLD)
             self.asked_at = None
 
     def _get_reserved_resources(self) -> Any:

@@ -132,6 +132,8 @@ class WorkerHooks:
         self.last_checkpoint = f"step {at.step}"
 
     def obeyed(self, wish: Wish, at: Position) -> None:
+        # A worker that ends before Ray Train has read the last reports takes the checkpoint with it.
+        ray.train.get_all_reported_checkpoints(ray.train.CheckpointConsistencyMode.COMMITTED, timeout_s=60)
         self.asked.obeyed(wish, at)
 
     def close(self) -> None:

@@ -16,6 +16,9 @@ import torch
 from safetensors.torch import load_file
 
 from pipeline.spec import load_spec
+from pipeline.training.launch import LocalHooks
+from pipeline.training.session import Session
+from tests.conftest import prepared_in_memory
 from tests.integration.ray_nodes import RayNodes
 from tests.integration.test_stop_and_go import points, saved_steps, undisturbed_weights, until
 
@@ -38,6 +41,15 @@ SMALL = [
     "evaluation.samples=10",
     "registry.name=null",
 ]
+
+
+def steps_for(seconds: float) -> int:
+    """Steps that one worker takes about so long for, here and now: nodes come and go while it trains."""
+    spec = load_spec(REPOSITORY / "conf/image_vae.yaml", [*SMALL, "training.steps=100"])
+    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    start = time.monotonic()
+    session.run(LocalHooks(spec))
+    return max(200, int(seconds * 100 / (time.monotonic() - start) / 10) * 10)
 
 
 @pytest.fixture
@@ -104,7 +116,8 @@ class Run:
 
 
 def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayNodes, tmp_path: Path) -> None:
-    run = Run(nodes, tmp_path, "training.num_workers=[1,2]", "training.steps=20000", "training.optimizer=sgd")
+    steps = steps_for(60)
+    run = Run(nodes, tmp_path, "training.num_workers=[1,2]", f"training.steps={steps}", "training.optimizer=sgd")
     run.until(lambda: run.workers() == 1, "trains on one")
     second = nodes.add(2)
     run.until(lambda: second, "a node came")
@@ -117,12 +130,14 @@ def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayN
     assert run.process.returncode == 143
     stopped = saved_steps(tmp_path)[-1]
     again = Run(nodes, tmp_path, *run.overrides[1 + len(SMALL) :])
-    again.assert_undisturbed(again.ends_well(), 20000, exactly=False)
-    assert 0 < stopped < 20000
+    again.assert_undisturbed(again.ends_well(), steps, exactly=False)
+    assert 0 < stopped < steps
 
 
 def test_a_training_whose_node_is_taken_away_saves_before_it_and_goes_on(nodes: RayNodes, tmp_path: Path) -> None:
-    run = Run(nodes, tmp_path, "training.num_workers=1", "training.steps=20000")
+    steps = steps_for(60)
+    # One thread, as in the training that it is compared with.
+    run = Run(nodes, tmp_path, "training.num_workers=1", "training.threads_per_worker=1", f"training.steps={steps}")
     run.until(lambda: run.workers() == 1, "trains")
     other = nodes.add(2)
     (place,) = nodes.workers_named("RayTrainWorker")
@@ -139,5 +154,5 @@ def test_a_training_whose_node_is_taken_away_saves_before_it_and_goes_on(nodes: 
     nodes.lose(place)
     run.until(lambda: other in nodes.workers_named("RayTrainWorker"), "a worker on the other node")
     answer = run.ends_well()
-    assert 0 < at_notice < before_loss < 20000
-    run.assert_undisturbed(answer, 20000, exactly=True)
+    assert 0 < at_notice < before_loss < steps
+    run.assert_undisturbed(answer, steps, exactly=True)

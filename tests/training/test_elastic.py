@@ -26,7 +26,7 @@ class Cluster:
         self.rooms, self.leaving, self.held = {"a": {"CPU": 1.0}}, dict[str, int](), None
         self.words: list[str] = []
         monkeypatch.setattr(elastic, "ask", lambda key, wish: self.words.append(wish.name))
-        monkeypatch.setattr(elastic, "withdraw", lambda key: self.words.append("withdrawn"))
+        monkeypatch.setattr(elastic, "withdraw", lambda key, wish: self.words.append("withdrawn"))
         monkeypatch.setattr(elastic, "held_at", lambda key: self.held)
         monkeypatch.setattr(elastic.ray, "get", lambda value, timeout: value)
         monkeypatch.setattr(elastic.ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
