@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 import ray
-from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_put
+from ray.experimental.internal_kv import _internal_kv_del, _internal_kv_get, _internal_kv_list, _internal_kv_put
 from ray.train.v2._internal.execution.callback import WorkerCallback
 from ray.train.v2._internal.execution.context import get_train_context
 
@@ -55,8 +55,9 @@ def withdraw(run_key: str, *wishes: Wish) -> None:
 
 
 def held_at(run_key: str) -> int | None:
-    """The step after which the workers stand still, its checkpoint being one that Ray Train counts."""
-    return _get(run_key, HELD)
+    """The step after which the workers stand still, its checkpoint being there."""
+    data = _internal_kv_get(_key(run_key, HELD), namespace=NAMESPACE)
+    return int(data) if data else None
 
 
 def _key(run_key: str, word: str) -> bytes:
@@ -65,11 +66,6 @@ def _key(run_key: str, word: str) -> bytes:
 
 def _put(run_key: str, word: str, step: int) -> None:
     _internal_kv_put(_key(run_key, word), str(step).encode(), overwrite=True, namespace=NAMESPACE)
-
-
-def _get(run_key: str, word: str) -> int | None:
-    data = _internal_kv_get(_key(run_key, word), namespace=NAMESPACE)
-    return int(data) if data else None
 
 
 # --- in a worker ----------------------------------------------------------------------------------------------
@@ -154,8 +150,9 @@ class Asked:
     def _listen(self) -> None:
         while not self.stop.wait(LISTEN_SECONDS):
             with contextlib.suppress(ray.exceptions.RayError, OSError):
-                asked = [wish for wish in (Wish.HOLD, Wish.END) if _get(self.run_key, wish.name) is not None]
-                self.word = max(asked, default=Wish.NONE)
+                asked = _internal_kv_list(_key(self.run_key, ""), namespace=NAMESPACE)
+                said = [wish for wish in (Wish.HOLD, Wish.END) if _key(self.run_key, wish.name) in asked]
+                self.word = max(said, default=Wish.NONE)
             notice = get_train_context().preemption_context.preemption_info
             if notice is not None and notice != self.notice:
                 seconds = None if notice.deadline_ms is None else notice.deadline_ms / 1000
@@ -182,13 +179,10 @@ def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], b
     with Termination() as termination:
 
         def wait() -> None:
-            while not termination.asked.wait(LISTEN_SECONDS):
-                if over.is_set():
-                    return
-            if begun() and within_seconds > 0:
+            termination.asked.wait()
+            if not over.is_set() and begun() and within_seconds > 0:
                 ask(run_key, Wish.END)
-                if over.wait(within_seconds):
-                    return
+                over.wait(within_seconds)
             if not over.is_set():
                 termination.insist()
 
@@ -197,7 +191,9 @@ def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], b
         try:
             yield
         finally:
+            termination.heeded = False
             over.set()
+            termination.asked.set()
             thread.join()
             with contextlib.suppress(ray.exceptions.RayError):  # a cluster that is gone forgets by itself
                 withdraw(run_key, Wish.HOLD, Wish.END)
