@@ -15,8 +15,9 @@ import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
 
 from pipeline.spec import RunSpec
+from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.launch import LocalHooks, Trained, local_checkpoints, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
@@ -106,6 +107,32 @@ def test_sigterm_ends_a_training_of_this_process_with_a_checkpoint(tmp_path: Pat
     assert hooks.stopped and end.step == 5
     assert [path.name for path in local_checkpoints(tmp_path)] == ["step-00000005"]
     assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_command_that_sigterm_stopped_leaves_with_143_and_goes_on_when_it_is_given_again(tmp_path: Path) -> None:
+    spec = spec_of("vae-image", steps=60, num_workers=0)
+    said: list[tuple[str, int, int | None, str]] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        if not said and done:
+            os.kill(os.getpid(), signal.SIGTERM)
+        said.append((stage, done, total, note))
+
+    def train() -> Trained:
+        arguments = (prepared_in_memory(spec), open_store(str(tmp_path)), "run", None, None, progress)
+        return train_in_process(spec, *arguments)  # type: ignore[arg-type]
+
+    with pytest.raises(SystemExit) as left:
+        train()
+    assert left.value.code == 143
+    assert said[-1] == ("stopped", 5, 60, "a checkpoint of step 5 is saved; the same command goes on from it")
+    trained = train()
+    whole = session_of(spec)
+    whole.run(LocalHooks(spec))
+    assert trained.step == 60
+    assert [done for stage, done, *_ in said if stage == "train"] == list(range(4, 61, 4))
+    for name, value in whole.stepper.scoring_weights().items():
+        assert torch.equal(trained.weights[name], value), name
 
 
 def test_the_second_sigterm_does_what_the_first_did_before() -> None:
