@@ -88,7 +88,6 @@ class Asked:
     def __init__(self, run_key: str, rank: int) -> None:
         self.run_key, self.rank = run_key, rank
         self.word = Wish.NONE
-        self.ended = False
         self.heard_at: float | None = None
         self.margin = LEAST_MARGIN_SECONDS
         self.notice: PreemptionInfo | None = None
@@ -121,7 +120,6 @@ class Asked:
             if self.heard_at is not None:
                 self.margin = max(LEAST_MARGIN_SECONDS, 2 * (time.monotonic() - self.heard_at))
         self.heard_at = None
-        self.ended = wish is Wish.END
         if wish is not Wish.HOLD:
             return
         if self.rank == 0:
@@ -171,7 +169,7 @@ def _wait(over: Callable[[], bool], until: float | None = None) -> None:
 
 
 @contextlib.contextmanager
-def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], bool]) -> Iterator[None]:
+def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], bool]) -> Iterator[Termination]:
     """While the block runs, SIGTERM asks the workers to save and end, and does at once what it did before where they
     have not `begun`, after `within_seconds` where they have not ended, and when it comes again."""
     withdraw(run_key, Wish.HOLD, Wish.END)
@@ -189,7 +187,7 @@ def ends_when_stopped(run_key: str, within_seconds: float, begun: Callable[[], b
         thread = threading.Thread(target=wait, name="atelier-stopping", daemon=True)
         thread.start()
         try:
-            yield
+            yield termination
         finally:
             termination.heeded = False
             over.set()

@@ -111,16 +111,17 @@ def train_with_ray(
     )
     with (
         _Follower(run_key, training.steps, training.max_seconds, progress) as follower,
-        ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None),
+        ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None) as termination,
     ):
         try:
             result = trainer.fit()
+            stopped = termination.asked.is_set()
         except RayTrainingFailedError as error:
             raise _cause_of(error) from error
     value: dict[str, Any] = result.return_value or {}
     if "failure" in value:
         raise getattr(pipeline.errors, value["failure"])(value["message"])
-    if value.get("stopped"):
+    if stopped:
         _leave(progress, value["step"], training.steps)
     if result.checkpoint is None:
         raise TrainingFailedError(f"{run_key}: training ended without a checkpoint; see {result.path}")
@@ -226,7 +227,6 @@ class LocalHooks:
         self.on_report, self.on_warning = on_report, on_warning
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
-        self.stopped = False
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
@@ -256,7 +256,7 @@ class LocalHooks:
         return Wish.END if self.termination is not None and self.termination.asked.is_set() else Wish.NONE
 
     def obeyed(self, wish: Wish, at: Position) -> None:
-        self.stopped = True
+        """Nothing is left to do: END ends the loop."""
 
 
 def local_checkpoints(folder: Path) -> list[Path]:
@@ -307,7 +307,7 @@ def train_in_process(
         torch.set_flush_denormal(False)
         if recorder is not None:
             recorder.close()
-    if hooks.stopped:
+    if termination.asked.is_set():
         _leave(progress, end.step, spec.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)

@@ -175,7 +175,6 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             "step": end.step,
             "seconds": end.seconds,
             "started_at_step": started.step,
-            "stopped": hooks.asked.ended,
             "metrics": hooks.metrics,
             "warnings": warnings_of(session.stepper.course),
         }

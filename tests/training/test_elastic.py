@@ -106,5 +106,4 @@ def test_the_largest_wish_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
     asked.word = Wish.END
     assert asked.hear() is Wish.END
     asked.obeyed(Wish.END, Position(3))
-    assert asked.ended
     asked.close()
