@@ -62,8 +62,8 @@ class RayNodes:
         subprocess.run(command, env=self.environment(), check=True, capture_output=True)
 
     def environment(self, **more: str) -> dict[str, str]:
-        """What a node, or a submitter, sees: nothing of the developer's own variables."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
+        """What a node, or a submitter, sees: nothing of the developer's own variables but where the sources are."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER", "PYTHONPATH") if name in os.environ}
         return {
             **kept,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",

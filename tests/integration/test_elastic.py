@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -75,7 +77,7 @@ class Run:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "jobs", "train", "conf/image_vae.yaml", *settings],
                 cwd=REPOSITORY,
-                env=nodes.environment(PYTHONPATH=str(REPOSITORY), MLFLOW_DISABLE_TELEMETRY="true", **quick),
+                env=nodes.environment(MLFLOW_DISABLE_TELEMETRY="true", **quick),
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
@@ -87,14 +89,13 @@ class Run:
         return found
 
     def workers(self) -> int:
-        """How many workers the last recorded step had."""
-        from mlflow import MlflowClient
-
-        if not (self.storage / "mlflow.db").exists():
-            return 0
-        client = MlflowClient(f"sqlite:///{self.storage}/mlflow.db")
-        runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
-        return int(runs[0].data.metrics.get("train/num_workers", 0)) if runs else 0
+        """How many workers the last recorded step had; read beside MLflow, which would make the store that it opens."""
+        with contextlib.suppress(sqlite3.OperationalError):
+            store = sqlite3.connect(f"file:{self.storage}/mlflow.db?mode=ro", uri=True)
+            with contextlib.closing(store):
+                found = store.execute("SELECT value FROM latest_metrics WHERE key = 'train/num_workers'").fetchall()
+            return int(found[0][0]) if found else 0
+        return 0
 
     def ends_well(self) -> dict[str, Any]:
         output, _ = self.process.communicate(timeout=600)
