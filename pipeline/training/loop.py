@@ -117,10 +117,11 @@ class _Waiting:
 
 
 class Clock:
-    """Seconds in the loop, over resumptions, that all ranks agree on: rank 0's, looked at now and then."""
+    """Seconds in the loop, over resumptions, that all ranks agree on: rank 0's, looked at now and then where something
+    `goes_by` them."""
 
-    def __init__(self, before: float, limit: float | None, world_size: int, device: torch.device) -> None:
-        self.before, self.limit, self.world_size, self.device = before, limit, world_size, device
+    def __init__(self, before: float, goes_by: bool, world_size: int, device: torch.device) -> None:
+        self.before, self.goes_by, self.world_size, self.device = before, goes_by, world_size, device
         self.start = time.monotonic()
         self.shared = before
 
@@ -131,7 +132,7 @@ class Clock:
         """The seconds that all ranks use at this step."""
         if self.world_size == 1:
             self.shared = self.own()
-        elif self.limit is not None and step % CLOCK_EVERY == 0:
+        elif self.goes_by and step % CLOCK_EVERY == 0:
             seconds = torch.tensor(self.own(), dtype=torch.float64, device=self.device)
             dist.broadcast(seconds, 0)
             self.shared = float(seconds)
@@ -142,6 +143,11 @@ def progress_of(training: TrainingSpec, step: int, seconds: float) -> float:
     """The share of the training done, in [0, 1]: by steps or by time, whichever is nearer its end."""
     by_time = 0.0 if training.max_seconds is None else seconds / training.max_seconds
     return min(1.0, max(step / training.steps, by_time))
+
+
+def is_due(training: TrainingSpec, seconds: float) -> bool:
+    """Whether `seconds` without a checkpoint are enough for one by the clock."""
+    return training.checkpoint_minutes is not None and seconds >= 60 * training.checkpoint_minutes
 
 
 def run_loop(
@@ -156,12 +162,14 @@ def run_loop(
 
     Reports come every `report_every` steps, validation every `validate_every`, checkpoints every `checkpoint_every`,
     each also at the end; a report goes before a validation and a checkpoint, so that nothing unhealthy is saved and a
-    resumed run judges the same means. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks)
-    of the time since the last report that steps spent waiting for their batches. What `hooks` hear may ask for a
-    checkpoint after any step, which says nothing else: a run resumed from it reports as one that went through.
-    Raises: NonFiniteLossError.
+    resumed run judges the same means. A checkpoint by the clock waits for a report that comes anyway, so that its time
+    changes no report. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks) of the time since
+    the last report that steps spent waiting for their batches; `train/checkpoint_seconds` is how long the checkpoint at
+    the last report stopped this rank (0 without one). What `hooks` hear may ask for a checkpoint after any step, which
+    says nothing else: a run resumed from it reports as one that went through. Raises: NonFiniteLossError.
     """
-    clock = Clock(start.seconds, training.max_seconds, stepper.world_size, stepper.device)
+    by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
+    clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
     step = start.step
     progress = progress_of(training, step, clock.look(step))
     waiting = _Waiting(batches)
@@ -171,6 +179,7 @@ def run_loop(
     back = WayBack(training.health, stepper, step)
     means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
     agreement = Agreement(hooks.hear, stepper.world_size)
+    saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
             means.add(stepper.step(step, waiting, progress))
@@ -179,9 +188,9 @@ def run_loop(
             progress = progress_of(training, step, clock.look(step))
             ends, at = progress >= 1.0, Position(step, clock.own())
             validates = validate is not None and (ends or step % training.validate_every == 0)
-            saves = ends or step % training.checkpoint_every == 0
+            saves, reports = ends or step % training.checkpoint_every == 0, step % training.report_every == 0
             wish = agreement.look()
-            if not (saves or validates or step % training.report_every == 0):
+            if not (saves or validates or reports):
                 if wish is Wish.NONE:
                     continue
                 unreported = means.unreported(stepper.world_size)
@@ -194,6 +203,7 @@ def run_loop(
                 if wish is Wish.END:
                     return at
                 continue
+            saves = saves or is_due(training, clock.shared - saved_at)
             means.add(stepper.weight_norms())
             metrics, waited = means.take(stepper.world_size, waiting.take())
             stepper.check_finite(metrics, step)
@@ -217,6 +227,7 @@ def run_loop(
         metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
         metrics["train/steps_per_second"] = (step - last_step) / elapsed
         metrics["train/data_wait_share"] = waited / elapsed
+        metrics["train/checkpoint_seconds"], saving_seconds = saving_seconds, 0.0
         if validate is not None and validates:
             scores, signs = validate(stepper, progress)
             objective = scores[stepper.model.objective()]
@@ -230,8 +241,10 @@ def run_loop(
             if warning.times == 1:
                 hooks.warn(at, warning)
         if ends or saves or wish:
+            began = time.monotonic()
             hooks.checkpoint(at, stepper)
             back.keep(step)
+            saved_at, saving_seconds = clock.shared, time.monotonic() - began
         if wish and not ends:
             hooks.obeyed(wish, at)
             if wish is Wish.END:
