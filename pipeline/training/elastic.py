@@ -34,9 +34,9 @@ class ElasticPolicy(ElasticScalingPolicy):
         self._latest_reserved_resources: Any = None
         self.asked_at: float | None = None
 
-    def make_decision_for_non_running_worker_group(self) -> ScalingDecision:
+    def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> None:
+        """The workers that stood still are ended, and new ones shall not."""
         self._forget()
-        return super().make_decision_for_non_running_worker_group()
 
     def make_decision_for_running_worker_group(
         self, worker_group_state: Any, worker_group_status: Any
@@ -48,10 +48,12 @@ class ElasticPolicy(ElasticScalingPolicy):
                 self.asked_at = time.monotonic()
             return NoopDecision()
         if held_at(self.run_key) is not None:
-            self._forget()
             # The cluster may have changed again meanwhile.
             self._latest_monitor_time = self._latest_reserved_resources_query_time = float("-inf")
-            return super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
+            if isinstance(decision, NoopDecision):
+                self._forget()
+            return decision
         if time.monotonic() - self.asked_at > SAVE_SECONDS:
             logger.warning("%s: no checkpoint in %.0f s; the number of workers stays", self.run_key, SAVE_SECONDS)
             self._forget()

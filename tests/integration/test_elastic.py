@@ -117,7 +117,7 @@ class Run:
 
 
 def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayNodes, tmp_path: Path) -> None:
-    steps = steps_for(60)
+    steps = steps_for(40)
     run = Run(nodes, tmp_path, "training.num_workers=[1,2]", f"training.steps={steps}", "training.optimizer=sgd")
     run.until(lambda: run.workers() == 1, "trains on one")
     second = nodes.add(2)
@@ -136,7 +136,7 @@ def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayN
 
 
 def test_a_training_whose_node_is_taken_away_saves_before_it_and_goes_on(nodes: RayNodes, tmp_path: Path) -> None:
-    steps = steps_for(60)
+    steps = steps_for(40)
     # One thread, as in the training that it is compared with.
     run = Run(nodes, tmp_path, "training.num_workers=1", "training.threads_per_worker=1", f"training.steps={steps}")
     run.until(lambda: run.workers() == 1, "trains")

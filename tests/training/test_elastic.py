@@ -56,6 +56,8 @@ def test_it_grows_only_after_a_checkpoint_at_which_the_workers_stand_still(clust
     cluster.held = 17  # type: ignore[assignment]
     decision = cluster.decide(1)
     assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
+    assert cluster.words == ["HOLD"], "until they are ended they take no step that would be lost"
+    cluster.policy.on_controller_start_worker_group(scaling_config=cluster.policy.scaling_config, num_workers=2)
     assert cluster.words == ["HOLD", "withdrawn"]
 
 
