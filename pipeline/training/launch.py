@@ -24,7 +24,7 @@ from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
-from pipeline.training.checkpoint import Position, load_scoring_weights, take_state
+from pipeline.training.checkpoint import Position, load_scoring_weights
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.saving import Saver, flushing, refusal
@@ -277,8 +277,8 @@ class LocalHooks:
             self.on_warning(warning)
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
-        if self.saver is not None and (state := take_state(stepper)) is not None:
-            self.saver.save(state, at)
+        if self.saver is not None:
+            self.saver.save(stepper, at)
 
     def close(self) -> None:
         """Wait for the last checkpoint. Raises: StorageError."""

@@ -1,6 +1,6 @@
 """Saving beside training: a thread writes, hashes and uploads a checkpoint while the next steps are taken.
 
-Plain Python, on rank 0 of every launcher. The training thread copies the state (`checkpoint.take_state`) and goes on.
+Plain Python; rank 0 of every launcher writes. Its training thread copies the state and goes on.
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from pipeline.beside import Beside
 from pipeline.errors import TrackingError
 from pipeline.spec import RunSpec
-from pipeline.training.checkpoint import Position, State, write_state
+from pipeline.training.checkpoint import Position, State, take_state, write_state
 from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, note
 from pipeline.training.shelf import Found, Shelf
+from pipeline.training.steps import Stepper
 
 if TYPE_CHECKING:
     from pipeline.release.recorder import RunRecorder
@@ -37,9 +38,12 @@ class Saver:
         """The step of the last checkpoint that is there."""
         self._writing: Beside | None = None
 
-    def save(self, state: State, at: Position) -> None:
-        """Have a checkpoint written. Raises: StorageError of this one, or of the one before."""
+    def save(self, stepper: Stepper, at: Position) -> None:
+        """Copy the state and have it written; all ranks call it. Raises: StorageError, also of the one before."""
         self.wait()
+        state = take_state(stepper)
+        if state is None:
+            return
         self._writing = Beside(lambda: self._put(state, at))
         if not self.beside:
             self.wait()

@@ -26,7 +26,7 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
 from pipeline.training.asked import Asked
-from pipeline.training.checkpoint import Position, take_state
+from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.saving import Saver, flushing, refusal
@@ -115,8 +115,7 @@ class WorkerHooks:
         tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
-        if (state := take_state(stepper)) is not None:
-            self.saver.save(state, at)
+        self.saver.save(stepper, at)
         if self.config.listened:
             ray.train.report({**self.metrics, "step": at.step})
 

@@ -15,7 +15,7 @@ from pipeline.errors import StorageError
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training import saving
-from pipeline.training.checkpoint import Position, read_state, take_state
+from pipeline.training.checkpoint import Position, read_state
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.saving import Saver
 from pipeline.training.shelf import Shelf
@@ -131,10 +131,8 @@ def test_a_second_checkpoint_waits_for_the_first(held: threading.Event, tmp_path
     spec = spec_of(steps=2)
     session, shelf = session_of(spec), Shelf(open_store(str(tmp_path)), 5)
     saver = Saver(shelf, spec)
-    state = take_state(session.stepper)
-    assert state is not None
-    saver.save(state, Position(1))
-    second = threading.Thread(target=saver.save, args=(state, Position(2)))
+    saver.save(session.stepper, Position(1))
+    second = threading.Thread(target=saver.save, args=(session.stepper, Position(2)))
     second.start()
     second.join(0.2)
     assert second.is_alive() and shelf.steps() == []
