@@ -29,7 +29,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "prepared": {"key": key, "folder": store.path("prepared", key), "reused": found is not None},
         "run": {"key": run, "resumes": bool(read_state(store, run)), "folder": store.path("runs", run)},
         "workers": {
-            "number": training.num_workers,
+            "number": training.model_dump(mode="json")["num_workers"],
             "cpus_each": training.threads_per_worker or 1,
             "gpu": training.use_gpu,
         },

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Health is polled every 2 s by default, and the end of a training is noticed by it.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.2")
+# A node that is taken away is noticed by polling, every 5 s by default; the shortest notice of a cloud is 30 s.
+os.environ.setdefault("RAY_TRAIN_PREEMPTION_POLL_INTERVAL_S", "1")
 # Train tells about its V2 and its deprecated environment variables on every start.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
 os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -44,8 +45,11 @@ class TrainingSpec(Strict):
     `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
     comes first, after `max_seconds` in the loop (both counted over resumptions); the learning-rate schedule
     runs over whichever is nearer. `lr` is the peak. `num_workers: 0` trains in the driver's own process,
-    without Ray Train. `placement: pack` keeps the workers on as few nodes as they fit on, `spread` on as many as
-    there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    without Ray Train; `[least, most]` trains on as many workers as the cluster has room for, at the same global batch:
+    with fewer when a node goes and, right after a checkpoint, with more when one comes, for which it looks every
+    `resize_seconds`. A training that SIGTERM stops has `stop_seconds` for a last checkpoint. `placement: pack` keeps
+    the workers on as few nodes as they fit on, `spread` on as many as there are. `ema_decay: 0` keeps no average of
+    the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
@@ -81,7 +85,9 @@ class TrainingSpec(Strict):
     ema_decay: Share = 0.0
     init_from: str | None = None
     transfer: TransferSpec = TransferSpec()
-    num_workers: Annotated[int, Field(ge=0)] = 1
+    num_workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 1
+    resize_seconds: Annotated[float, Field(gt=0)] = 60
+    stop_seconds: Annotated[float, Field(ge=0)] = 20
     threads_per_worker: Annotated[int | None, Field(ge=1)] = None
     placement: Literal["pack", "spread"] = "pack"
     use_gpu: bool | Literal["auto"] = "auto"
@@ -95,14 +101,32 @@ class TrainingSpec(Strict):
     early_stopping: EarlyStoppingSpec | None = None
     keep_best: bool = False
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which it does not train; 0 in the driver's own process."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that it trains on where there is room."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
-        if self.num_workers > 1 and self.batch_size % self.num_workers:
-            near = max(1, self.batch_size // self.num_workers) * self.num_workers
-            raise ValueError(
-                f"batch_size {self.batch_size} is the global batch and must be a multiple of num_workers "
-                f"{self.num_workers}; {near} is the nearest below"
-            )
+        fewest, most = self.fewest_workers, self.most_workers
+        if fewest > most:
+            raise ValueError(f"num_workers [{fewest}, {most}]: the first is the least; write [{most}, {fewest}]")
+        numbers = range(max(1, fewest), most + 1)
+        least_common = math.lcm(*numbers)
+        if self.batch_size % least_common:
+            below = self.batch_size // least_common * least_common
+            near = f"{below} is the nearest below" if below else f"{least_common} is the smallest"
+            near += "" if isinstance(self.num_workers, int) else ", or narrow the range"
+            if isinstance(self.num_workers, int):
+                asked = f"a multiple of num_workers {self.num_workers}"
+            else:
+                asked = f"a multiple of every number of workers in num_workers [{fewest}, {most}], so of {least_common}"
+            raise ValueError(f"batch_size {self.batch_size} is the global batch and must be {asked}; {near}")
         return self
 
 

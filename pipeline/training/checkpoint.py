@@ -41,6 +41,8 @@ FREE_TO_CHANGE = (
     ("training", "load"),
     ("training", "memory_megabytes"),
     ("training", "num_workers"),
+    ("training", "resize_seconds"),
+    ("training", "stop_seconds"),
     ("training", "threads_per_worker"),
     ("training", "use_gpu"),
     ("training", "report_every"),

@@ -6,12 +6,13 @@ The same name and storage resume by themselves: the workers find the run's check
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -30,11 +31,17 @@ from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf, shelf_of
 from pipeline.training.steps import Stepper
+from pipeline.training.termination import Termination
+from pipeline.training.wishes import Wish
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
 POLL_SECONDS = 0.25
+STOPPED = 143
+"""The exit code of a process that SIGTERM ended."""
+START_SECONDS = "20"
+"""How long an elastic run waits for the number of workers that it found room for, before it looks again."""
 NOT_SHOWN = (
     "train/lr",
     "train/examples_per_second",
@@ -75,17 +82,21 @@ def train_with_ray(
     (a name that `initial.keep_weights` gave) if there are any.
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
-    or TrainingFailedError when workers failed oftener than `training.max_failures`.
+    or TrainingFailedError when workers failed oftener than `training.max_failures`; SystemExit when SIGTERM stopped
+    it, with a checkpoint if it came within `training.stop_seconds`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     from pipeline.ray_session import gpus, is_own
+    from pipeline.training.asked import CatchSigterm, ends_when_stopped
     from pipeline.training.lean_trainer import LeanTorchTrainer
     from pipeline.training.worker import WorkerConfig, train_worker
 
     training = spec.training
-    use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
+    use_gpu = gpus() >= training.fewest_workers if training.use_gpu == "auto" else training.use_gpu
+    if training.fewest_workers < training.most_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     config = WorkerConfig(
         spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights, bool(callbacks)
     )
@@ -98,6 +109,7 @@ def train_with_ray(
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
+            elastic_resize_monitor_interval_s=training.resize_seconds,
             use_gpu=use_gpu,
             placement_strategy=training.placement.upper(),
             resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
@@ -107,12 +119,16 @@ def train_with_ray(
             storage_path=store.path("training"),
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
-            callbacks=list(callbacks) or None,
+            callbacks=[*callbacks, CatchSigterm()],
         ),
     )
-    with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:
+    with (
+        _Follower(run_key, training.steps, training.max_seconds, progress) as follower,
+        ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None) as termination,
+    ):
         try:
             result = trainer.fit()
+            stopped = termination.asked.is_set()
         except RayTrainingFailedError as error:
             raise _cause_of(error) from error
     value: dict[str, Any] = result.return_value or {}
@@ -120,6 +136,8 @@ def train_with_ray(
         raise getattr(pipeline.errors, value["failure"])(value["message"])
     if "step" not in value:
         raise TrainingFailedError(f"{run_key}: training ended without telling where; see {result.path}")
+    if stopped:
+        _leave(progress, value["step"], training.steps)
     weights, metrics, warnings = _final_weights(shelf, value["step"]), value["metrics"], value["warnings"]
     return Trained(value["step"], value["seconds"], weights, follower.first_step_at, metrics, warnings)
 
@@ -138,6 +156,12 @@ def _final_weights(shelf: Shelf, step: int) -> dict[str, Tensor]:
             f"{error}; training ended with it, so run the same command: it goes on from the checkpoint before, and "
             "writes this one again"
         ) from error
+
+
+def _leave(progress: Progress, step: int, steps: int) -> NoReturn:
+    """End as SIGTERM asked. Raises: SystemExit."""
+    progress("stopped", step, steps, f"a checkpoint of step {step:,} is saved; the same command goes on from it")
+    raise SystemExit(STOPPED)
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -226,8 +250,9 @@ class LocalHooks:
         on_warning: Callable[[HealthWarning], None] | None = None,
         shelf: Shelf | None = None,
         beside: bool = False,
+        termination: Termination | None = None,
     ) -> None:
-        self.spec, self.folder, self.recorder = spec, folder, recorder
+        self.spec, self.folder, self.recorder, self.termination = spec, folder, recorder, termination
         self.saver: Saver | None = None
         if shelf is None and folder is not None:
             shelf = Shelf(open_store(str(folder)), spec.training.keep_checkpoints)
@@ -260,6 +285,12 @@ class LocalHooks:
         if self.saver is not None:
             self.saver.wait()
 
+    def hear(self) -> Wish:
+        return Wish.END if self.termination is not None and self.termination.asked.is_set() else Wish.NONE
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        """Nothing is left to do: END ends the loop."""
+
 
 def local_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that `LocalHooks` wrote into `folder`, oldest first."""
@@ -278,7 +309,8 @@ def train_in_process(
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`).
 
-    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError.
+    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError;
+    SystemExit when SIGTERM stopped it, with a checkpoint.
     """
     shelf = shelf_of(store, run_key, spec.training)
     found = shelf.find()
@@ -300,20 +332,24 @@ def train_in_process(
     def say(warning: HealthWarning) -> None:
         progress(WARNING, 0, None, warning.in_words())
 
-    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True)
+    termination = Termination()
+    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, termination=termination)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
         if (warning := refusal(found, session.stepper.course)) is not None:
             hooks.warn(session.start, warning)
-        end = session.run(hooks)
-        hooks.close()
+        with termination:
+            end = session.run(hooks)
+            hooks.close()
     finally:
         torch.set_flush_denormal(False)
         with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
             hooks.close()
         if recorder is not None:
             recorder.close()
+    if termination.asked.is_set():
+        _leave(progress, end.step, spec.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
     return Trained(end.step, end.seconds, stepper.bundled_weights(), first_step_at, hooks.metrics, warnings)

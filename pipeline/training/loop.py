@@ -20,10 +20,12 @@ from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
+from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, Watch
 from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
 from pipeline.training.stopping import note_objective, should_stop
+from pipeline.training.wishes import Agreement, Wish
 
 CLOCK_EVERY = 10
 """Steps between two looks at a shared clock, which costs a broadcast when there are several workers."""
@@ -35,7 +37,7 @@ Validate = Callable[[Stepper, float], tuple[dict[str, float], dict[str, float]]]
 
 
 class Hooks(Protocol):
-    """What the loop tells the outside. Every rank calls each, equally often."""
+    """What the loop tells the outside, and hears from it. Every rank calls each, equally often."""
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         """Means since the last report, averaged over ranks, under `train/…`, `health/…`, `validation/…`."""
@@ -46,19 +48,38 @@ class Hooks(Protocol):
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """Save the state after `at.step` steps."""
 
+    def hear(self) -> Wish:
+        """What this rank was asked for since it last obeyed, known at once: it is called after every step."""
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        """All ranks agreed on `wish`, and the checkpoint it asks for is saved. HOLD is waited for in here."""
+
 
 class _Means:
-    """Running means of what steps report, kept on the device; each over the steps that reported it."""
+    """Running means of what steps report, kept on the device; each over the steps that reported it.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+    They go on from those that a checkpoint between two reports found unreported.
+    """
+
+    def __init__(self, course: Course, device: torch.device) -> None:
+        before, course.unreported = course.unreported, {}
+        self.sums = {n: torch.tensor(total, dtype=torch.float64, device=device) for n, (total, _) in before.items()}
+        self.counts = {name: count for name, (_, count) in before.items()}
 
     def add(self, means: dict[str, Tensor]) -> None:
         for name, value in means.items():
             value = value.detach().double()
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
+
+    def unreported(self, world_size: int) -> dict[str, tuple[float, int]]:
+        """The sums so far, in the mean over all ranks, and the counts."""
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[name] for name in names])
+        if world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= world_size
+        return {name: (total, self.counts[name]) for name, total in zip(names, stacked.tolist(), strict=True)}
 
     def take(self, world_size: int, waited: float) -> tuple[dict[str, float], float]:
         """The means, and the mean of the seconds that each rank `waited`; both over all ranks."""
@@ -144,18 +165,20 @@ def run_loop(
     resumed run judges the same means. A checkpoint by the clock waits for a report that comes anyway, so that its time
     changes no report. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks) of the time since
     the last report that steps spent waiting for their batches; `train/checkpoint_seconds` is how long the checkpoint at
-    the last report stopped this rank (0 without one). Raises: NonFiniteLossError.
+    the last report stopped this rank (0 without one). What `hooks` hear may ask for a checkpoint after any step, which
+    says nothing else: a run resumed from it reports as one that went through. Raises: NonFiniteLossError.
     """
     by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
     clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
     step = start.step
     progress = progress_of(training, step, clock.look(step))
     waiting = _Waiting(batches)
-    means, last_time, last_step = _Means(), time.monotonic(), step
     examples_per_step = training.batch_size * stepper.batches_per_step
     watch = Watch(stepper.course)
     watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
     back = WayBack(training.health, stepper, step)
+    means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
+    agreement = Agreement(hooks.hear, stepper.world_size)
     saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
@@ -166,7 +189,19 @@ def run_loop(
             ends, at = progress >= 1.0, Position(step, clock.own())
             validates = validate is not None and (ends or step % training.validate_every == 0)
             saves, reports = ends or step % training.checkpoint_every == 0, step % training.report_every == 0
+            wish = agreement.look()
             if not (saves or validates or reports):
+                if wish is Wish.NONE:
+                    continue
+                unreported = means.unreported(stepper.world_size)
+                stepper.check_finite({name: total for name, (total, _) in unreported.items()}, step)
+                stepper.course.unreported = unreported
+                hooks.checkpoint(at, stepper)
+                back.keep(step)
+                stepper.course.unreported = {}
+                hooks.obeyed(wish, at)
+                if wish is Wish.END:
+                    return at
                 continue
             saves = saves or is_due(training, clock.shared - saved_at)
             means.add(stepper.weight_norms())
@@ -185,7 +220,7 @@ def run_loop(
                     f"{training.max_seconds} is over; lower training.lr, or raise training.max_seconds"
                 ) from error
             waiting.take()
-            means, last_time, last_step = _Means(), time.monotonic(), step
+            means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
             continue
         elapsed = max(time.monotonic() - last_time, 1e-9)
         metrics["train/lr"] = training.lr * share
@@ -205,10 +240,15 @@ def run_loop(
         for warning in warnings:
             if warning.times == 1:
                 hooks.warn(at, warning)
-        if ends or saves:
+        if ends or saves or wish:
             began = time.monotonic()
             hooks.checkpoint(at, stepper)
             back.keep(step)
             saved_at, saving_seconds = clock.shared, time.monotonic() - began
+        if wish and not ends:
+            hooks.obeyed(wish, at)
+            if wish is Wish.END:
+                return at
         last_time, last_step = time.monotonic(), step
+    agreement.close()
     return Position(step, clock.own())

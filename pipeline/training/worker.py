@@ -25,6 +25,7 @@ from pipeline.errors import AtelierError, CheckpointError, StorageError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
+from pipeline.training.asked import Asked
 from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
@@ -32,6 +33,7 @@ from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Found, Shelf, shelf_of
 from pipeline.training.steps import Stepper
+from pipeline.training.wishes import Wish
 
 KV_NAMESPACE = b"atelier"
 
@@ -87,6 +89,8 @@ class WorkerHooks:
         self.first_step_at: float | None = None
         self.metrics: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.asked = Asked(config.run_key, session.rank)
+        self.hear = self.asked.hear
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
@@ -94,7 +98,8 @@ class WorkerHooks:
             return
         self.saver.check()
         if self.recorder is not None:
-            self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
+            more = {"train/seconds": at.seconds, "train/num_workers": self.session.world_size}
+            self.recorder.log_metrics({**metrics, **more}, at.step)
         self.tell("training", at)
 
     def warn(self, at: Position, warning: HealthWarning) -> None:
@@ -114,8 +119,13 @@ class WorkerHooks:
         if self.config.listened:
             ray.train.report({**self.metrics, "step": at.step})
 
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        self.saver.wait()
+        self.asked.obeyed(wish, at)
+
     def close(self) -> None:
         """Wait for the last checkpoint, whatever comes of it, and send MLflow the rest."""
+        self.asked.close()
         with contextlib.suppress(StorageError):
             self.saver.wait()
         if self.recorder is not None:
