@@ -99,6 +99,8 @@ class RayNodes:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            # As on a Ray that a command starts: otherwise workers yield to every other process of the machine.
+            "RAY_worker_niceness": "0",
         }
         with (self.folder / f"{number}.out").open("wb") as output:
             node = subprocess.Popen(
