@@ -29,6 +29,7 @@ class RayNodes:
         self.folder = Path(tempfile.mkdtemp(prefix="at", dir="/tmp"))  # short: the names of sockets are limited
         self.processes: list[psutil.Process] = []
         self.nodes: list[subprocess.Popen[bytes]] = []
+        self.cpus_each, self.starts = cpus_each, -1
         self.gcs_port, self.dashboard_port = _free_port(), _free_port()
         # Not 127.0.0.1, which Ray takes for the machine's outer address.
         self.address = f"http://127.0.0.2:{self.dashboard_port}"
@@ -53,9 +54,35 @@ class RayNodes:
             **more,
         }
 
-    def _start(self, cpus: int, arguments: list[str]) -> None:
+    @property
+    def gcs(self) -> str:
+        """The address at which a driver joins."""
+        return f"127.0.0.2:{self.gcs_port}"
+
+    def lose(self, number: int) -> None:
+        """End the raylet of a node with SIGKILL, as a machine goes that is taken away, and wait until all know."""
+        raylet, alive = self.raylets()[number], self._alive()
+        assert raylet is not None, f"node {number} has no raylet"
+        rest = _tree(self.nodes[number].pid)
+        raylet.kill()
+        deadline = time.monotonic() + START_SECONDS
+        while self._alive() >= alive:
+            assert time.monotonic() < deadline, self._said()
+            time.sleep(0.2)
+        # What a machine takes with it; the workers have ended by themselves.
+        _, left = psutil.wait_procs(rest, timeout=5)
+        for process in left:
+            process.kill()
+
+    def replace(self, number: int) -> None:
+        """Start a node in the place of one that was lost."""
+        self._start(self.cpus_each, [f"--address=127.0.0.2:{self.gcs_port}"], number)
+
+    def _start(self, cpus: int, arguments: list[str], number: int | None = None) -> None:
         """Start a node and wait for it: nodes of one machine that start together wait for each other."""
-        number = len(self.nodes)
+        before = self._alive() if self.nodes else 0
+        number = len(self.nodes) if number is None else number
+        self.starts += 1
         first_port = 20000 + 400 * number + os.getpid() % 50 * 200
         command = [
             str(Path(sys.executable).parent / "ray"),
@@ -67,7 +94,7 @@ class RayNodes:
             "--num-gpus=0",
             # A folder of its own, as on a machine of its own: a node that unpacks a job's package deletes it first,
             # and a driver in the same folder would find its sources gone.
-            f"--temp-dir={self.folder / str(number)}",
+            f"--temp-dir={self.folder / str(self.starts)}",
             "--object-store-memory=150000000",
             f"--min-worker-port={first_port}",
             f"--max-worker-port={first_port + 180}",
@@ -79,8 +106,10 @@ class RayNodes:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            # At 15, Ray's own, workers wait on a busy machine for everything else that it does.
+            "RAY_worker_niceness": "0",
         }
-        with (self.folder / f"{number}.out").open("wb") as output:
+        with (self.folder / f"{self.starts}.out").open("wb") as output:
             node = subprocess.Popen(
                 command,
                 env=self.environment(**quick),
@@ -89,9 +118,9 @@ class RayNodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.nodes.append(node)
+        self.nodes[number : number + 1] = [node]
         deadline = time.monotonic() + START_SECONDS
-        while self._alive() <= number:
+        while self._alive() <= before:
             assert time.monotonic() < deadline and node.poll() is None, self._said()
             time.sleep(0.2)
 
