@@ -24,6 +24,7 @@ from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store
+from pipeline.training.allocation import KEEP_FREED_MEMORY
 from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
@@ -95,6 +96,8 @@ def train_with_ray(
             failure_config=FailureConfig(max_failures=training.max_failures),
             checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             callbacks=list(callbacks) or None,
+            # On a GPU the memory of steps is not the process's.
+            worker_runtime_env=None if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
     )
     with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:

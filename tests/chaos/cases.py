@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-STEPS = 900
+STEPS = 400
 
 COMMON = [
     f"training.steps={STEPS}",
@@ -12,8 +12,8 @@ COMMON = [
     "training.precision=float32",
     "training.threads_per_worker=1",
     "training.report_every=10",
-    "training.checkpoint_every=50",
-    "training.validate_every=150",
+    "training.checkpoint_every=20",
+    "training.validate_every=100",
     "training.warmup_steps=20",
     "training.ema_decay=0.99",
     "training.max_failures=100",
@@ -21,8 +21,8 @@ COMMON = [
     "evaluation.samples=50",
 ]
 CASES: dict[str, list[str]] = {
-    "image_vae": ["data.limit=600", "model.backbone.hidden=[256,256]", "training.batch_size=64"],
-    "text_rnn": ["data.limit=60", "model.backbone.hidden_size=96", "training.batch_size=16"],
+    "image_vae": ["data.limit=400", "model.backbone.hidden=[128,128]", "training.batch_size=64"],
+    "text_rnn": ["data.limit=60", "model.backbone.hidden_size=64", "training.batch_size=16"],
     "audio_gan": [
         "data.limit=300",
         "data.codec.num_samples=2048",

@@ -16,8 +16,9 @@ from tests.integration.ray_nodes import RayNodes
 OF_TRAINING = ("RayTrainWorker", "TrainController")
 """In the titles of processes of Ray that work for a training."""
 CLEAN_WITHIN_SECONDS = 60.0
-OF_THE_MODEL = ("validation/", "health/", "train/lr", "test/")
-"""Metrics that tell of the model: their values too must be those of the undisturbed run. Others tell of time."""
+OF_THE_MODEL = ("validation/", "health/", "train/lr")
+"""Metrics that tell of the training: their values too must be those of the undisturbed run. Others tell of time, or are
+scores, whose sums are taken by as many workers as there is room for."""
 
 History = dict[str, list[tuple[int, float]]]
 

@@ -48,7 +48,7 @@ def draw_kills(chance: random.Random, count: int, steps: int, victims: Sequence[
     kills = []
     for victim, kind, step in zip(order, kinds, at, strict=False):
         if kind < IN_STEPS:
-            kills.append(Kill(victim, step, chance.uniform(0, 2)))
+            kills.append(Kill(victim, step, chance.uniform(0, 1)))
         elif kind < IN_LAUNCH:
             kills.append(Kill(victim, None, chance.uniform(0, 4)))
         else:
