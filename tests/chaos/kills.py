@@ -33,6 +33,11 @@ class Kill:
         return f"{self.victim}, {self.delay_seconds:.1f} s {when}"
 
 
+def chance_of(seed: int, case: str) -> random.Random:
+    """What a run's kills are drawn with: cases of one seed suffer different ones."""
+    return random.Random(f"{case} {seed}")
+
+
 def draw_kills(chance: random.Random, count: int, steps: int, victims: Sequence[Victim] = VICTIMS) -> list[Kill]:
     """`count` kills of a run of `steps` steps, in the order in which they come.
 
@@ -42,8 +47,7 @@ def draw_kills(chance: random.Random, count: int, steps: int, victims: Sequence[
     order: list[Victim] = []
     while len(order) < count:
         order += chance.sample(list(victims), len(victims))
-    kinds = [1.0 if number == 0 else chance.random() for number in range(count)]
-    kinds = [0.0 if number == 0 else kind for number, kind in enumerate(kinds)]
+    kinds = [0.0 if number == 0 else chance.random() for number in range(count)]
     at = sorted(round(steps * chance.uniform(FIRST_SHARE, LAST_SHARE)) for _ in range(count))
     kills = []
     for victim, kind, step in zip(order, kinds, at, strict=False):

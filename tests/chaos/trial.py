@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +17,7 @@ from tests.chaos.evidence import (
     runs_of,
     versions_of,
 )
-from tests.chaos.kills import draw_kills
+from tests.chaos.kills import chance_of, draw_kills
 from tests.chaos.ordeal import Came, Ordeal
 from tests.integration.ray_nodes import RayNodes
 
@@ -42,7 +41,7 @@ class Trial:
         """A run under `count` kills that are drawn from `seed`: what was done to it, and every fault that was found."""
         self.run_undisturbed()
         assert self.undisturbed is not None
-        kills = draw_kills(random.Random(seed), count, STEPS)
+        kills = draw_kills(chance_of(seed, self.case), count, STEPS)
         start = time.time()
         came = Ordeal(self.case, self.storage, self.workers, self.nodes).go(kills, seed, say)
         run_id = str(came.answer["run_id"])
