@@ -34,7 +34,7 @@ from pipeline.training.steps import Stepper
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 TELLING_WAIT = 0.05
 """The share of the time spent waiting for data from which on progress says so."""
 

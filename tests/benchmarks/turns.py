@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -158,22 +159,19 @@ class Atelier(Contestant):
 
     def reports(self) -> list[tuple[float, int]]:
         """When each report came, in seconds of the epoch, and of which step it was; those that MLflow has by now."""
-        from mlflow import MlflowClient
-        from mlflow.exceptions import MlflowException
-
-        if not (self.storage / "mlflow.db").exists():
+        path = self.storage / "mlflow.db"
+        if not path.exists():
             return []
-        client = MlflowClient(f"sqlite:///{self.storage}/mlflow.db")
-        try:
-            experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-            (run,) = client.search_runs(experiments)
-            points = client.get_metric_history(run.info.run_id, "train/seconds")
-        except (MlflowException, ValueError):  # not made yet
-            return []
-        return [(point.timestamp / 1000, point.step) for point in points]
+        # Not by MLflow, which would make its tables in a file that the driver has only begun to make them in.
+        with contextlib.closing(sqlite3.connect(f"file:{path}?mode=ro", uri=True)) as database:
+            try:
+                rows = database.execute("SELECT timestamp, step FROM metrics WHERE key = 'train/seconds' ORDER BY step")
+                return [(timestamp / 1000, step) for timestamp, step in rows]
+            except sqlite3.OperationalError:  # no such table yet
+                return []
 
     def begun(self) -> bool:
-        return (self.storage / "mlflow.db").exists() and len(self.reports()) > 0
+        return len(self.reports()) > 0
 
     def rate(self) -> float:
         """Between its first and its last report within its turns."""
