@@ -14,8 +14,8 @@ import threading
 from collections.abc import Iterator
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-# Health is polled every 2 s by default, and the end of a training is noticed by it; each poll takes a millisecond or two
-# of the controller and of the thread that trains.
+# Health is polled every 2 s by default, and the end of a training is noticed by it; each poll takes a millisecond or
+# two of the controller and of the thread that trains.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")
 # Train tells about its V2 and its deprecated environment variables on every start.
 os.environ.setdefault("RAY_TRAIN_V2_ENABLED", "1")
