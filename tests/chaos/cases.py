@@ -18,7 +18,8 @@ COMMON = [
     "training.ema_decay=0.99",
     "training.max_failures=100",
     "evaluation.nll_samples=5",
-    "evaluation.samples=50",
+    "evaluation.samples=20",
+    "evaluation.training_samples=200",
 ]
 CASES: dict[str, list[str]] = {
     "image_vae": ["data.limit=400", "model.backbone.hidden=[128,128]", "training.batch_size=64"],
