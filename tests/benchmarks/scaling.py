@@ -13,6 +13,8 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
+import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -63,6 +65,7 @@ def main() -> None:
     parser.add_argument("--slices", type=int, default=8)
     parser.add_argument("--slice-seconds", type=float, default=3.0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: all that was started is ended
     for conf in options.conf:
         with tempfile.TemporaryDirectory() as folder:
             found = compare(conf, options.slices, options.slice_seconds, Path(folder))

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import secrets
+import signal
 import sys
 import tempfile
 import time
@@ -69,6 +70,7 @@ def main() -> None:
     def say(text: str) -> None:
         print(f"{time.strftime('%H:%M:%S')}  {text}", file=sys.stderr, flush=True)
 
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: the nodes are ended
     say(f"seed {seed}")
     summary = soak(options.case, options.kills, seed, options.minutes, options.workers, say)
     print(json.dumps(summary), flush=True)
