@@ -38,21 +38,21 @@ def soak(
     """Rounds of `kills` over all cases until the minutes are over, one at least; the summary."""
     start, rounds, done, faults = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
-        nodes = RayNodes()
-        try:
-            trials = [Trial(case, Path(folder), nodes, workers) for case in cases]
-            while rounds == 0 or time.monotonic() - start < minutes * 60:
+        trials = [Trial(case, Path(folder), workers) for case in cases]
+        while rounds == 0 or time.monotonic() - start < minutes * 60:
+            nodes = RayNodes()  # each lost node has another in its place, at an address of its own
+            try:
                 for trial, count in zip(trials, shared_out(kills, len(cases)), strict=True):
                     try:
-                        told = trial.run(seed + rounds, count, say)
+                        told = trial.run(nodes, seed + rounds, count, say)
                     except ChaosError as error:
                         told = {"case": trial.case, "seed": seed + rounds, "kills": [], "faults": [str(error)]}
                     done += len(told["kills"])
                     faults += len(told["faults"])
                     print(json.dumps(told), flush=True)
-                rounds += 1
-        finally:
-            nodes.close()
+            finally:
+                nodes.close()
+            rounds += 1
     minutes_taken = round((time.monotonic() - start) / 60, 1)
     return {"seed": seed, "rounds": rounds, "kills": done, "faults": faults, "minutes": minutes_taken}
 

@@ -20,6 +20,7 @@ from tests.integration.ray_nodes import RayNodes
 
 REPOSITORY = Path(__file__).parents[2]
 LOOK_EVERY_SECONDS = 0.2
+CPUS_A_NODE = 2
 PATIENCE_SECONDS, PATIENCE_A_KILL = 600.0, 240.0
 """How long a run may take, and how much longer for each kill, before it counts as one that never ends."""
 SAID_AT_MOST = 3000
@@ -181,6 +182,10 @@ class Ordeal:
             except ProcessLookupError:
                 return False
             return True
-        self.nodes.lose(node)
-        self.nodes.replace(node)
+        raylet = self.nodes.raylets()[node]
+        if raylet is None:
+            return False
+        raylet.kill()
+        self.nodes.lose(node)  # what is left of it: a machine takes everything with it
+        self.nodes.add(CPUS_A_NODE)
         return True

@@ -30,7 +30,7 @@ def nodes() -> Iterator[RayNodes]:
 
 @pytest.mark.ray
 def test_a_training_that_is_killed_three_times_ends_as_if_it_had_not_been(nodes: RayNodes, tmp_path: Path) -> None:
-    told = Trial(CASE, tmp_path, nodes).run(SEED, len(VICTIMS))
+    told = Trial(CASE, tmp_path).run(nodes, SEED, len(VICTIMS))
     assert len(told["kills"]) == len(VICTIMS), told["missed"]
     assert told["faults"] == []
 

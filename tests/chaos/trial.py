@@ -25,25 +25,25 @@ from tests.integration.ray_nodes import RayNodes
 class Trial:
     """Runs of one case on `workers` workers in one storage."""
 
-    def __init__(self, case: str, storage: Path, nodes: RayNodes, workers: int = 1) -> None:
-        self.case, self.storage, self.nodes, self.workers = case, storage, nodes, workers
+    def __init__(self, case: str, storage: Path, workers: int = 1) -> None:
+        self.case, self.storage, self.workers = case, storage, workers
         self.undisturbed: Came | None = None
         self.history: History = {}
 
-    def run_undisturbed(self) -> None:
+    def run_undisturbed(self, nodes: RayNodes) -> None:
         """What all others are compared with: one worker's in the driver's own process, several workers' on Ray."""
         if self.undisturbed is None:
             workers = 0 if self.workers == 1 else self.workers
-            self.undisturbed = Ordeal(self.case, self.storage, workers, self.nodes).go()
+            self.undisturbed = Ordeal(self.case, self.storage, workers, nodes).go()
             self.history = history_of(self.storage, self.undisturbed.answer["run_id"])
 
-    def run(self, seed: int, count: int, say: Callable[[str], None] = print) -> dict[str, Any]:
+    def run(self, nodes: RayNodes, seed: int, count: int, say: Callable[[str], None] = print) -> dict[str, Any]:
         """A run under `count` kills that are drawn from `seed`: what was done to it, and every fault that was found."""
-        self.run_undisturbed()
+        self.run_undisturbed(nodes)
         assert self.undisturbed is not None
         kills = draw_kills(chance_of(seed, self.case), count, STEPS)
         start = time.time()
-        came = Ordeal(self.case, self.storage, self.workers, self.nodes).go(kills, seed, say)
+        came = Ordeal(self.case, self.storage, self.workers, nodes).go(kills, seed, say)
         run_id = str(came.answer["run_id"])
         faults = [f"weights: {name}" for name in differing_weights(self.storage, came.key, self.undisturbed.key)]
         faults += history_faults(history_of(self.storage, run_id), self.history)
@@ -52,7 +52,7 @@ class Trial:
             faults.append(f"MLflow has the runs {runs}, not one that is finished")
         if (versions := versions_of(self.storage, run_id)) != 1:
             faults.append(f"{versions} registered versions")
-        faults += [f"left running: {what}" for what in left_running(self.nodes)]
+        faults += [f"left running: {what}" for what in left_running(nodes)]
         return {
             "case": self.case,
             "workers": self.workers,

@@ -5,6 +5,8 @@ Only what was started here is ended, by its process id: `ray stop` would end eve
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import socket
@@ -29,7 +31,6 @@ class RayNodes:
         self.folder = Path(tempfile.mkdtemp(prefix="at", dir="/tmp"))  # short: the names of sockets are limited
         self.processes: list[psutil.Process] = []
         self.nodes: list[subprocess.Popen[bytes]] = []
-        self.cpus_each, self.starts = cpus_each, -1
         self.gcs_port, self.dashboard_port = _free_port(), _free_port()
         # Not 127.0.0.1, which Ray takes for the machine's outer address.
         self.address = f"http://127.0.0.2:{self.dashboard_port}"
@@ -37,14 +38,37 @@ class RayNodes:
             head = ["--head", f"--port={self.gcs_port}", "--dashboard-host=127.0.0.2"]
             self._start(0, [*head, f"--dashboard-port={self.dashboard_port}"])
             for _ in range(workers):
-                self._start(cpus_each, [f"--address=127.0.0.2:{self.gcs_port}"])
+                self.add(cpus_each)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def gcs(self) -> str:
+        """The address at which a driver joins."""
+        return f"127.0.0.2:{self.gcs_port}"
+
+    def add(self, cpus: int) -> int:
+        """Start another worker node; its number."""
+        self._start(cpus, [f"--address=127.0.0.2:{self.gcs_port}"])
+        return len(self.nodes) - 1
+
+    def lose(self, number: int) -> None:
+        """End a node as a machine ends that loses its power."""
+        for process in _tree(self.nodes[number].pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def announce_loss(self, number: int, seconds: int) -> None:
+        """Tell Ray that the node will be taken away, as a cloud tells of a spot machine."""
+        command = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address=127.0.0.2:{self.gcs_port}"]
+        command += [f"--node-id={self.alive()[_address(number)]}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message=spot", f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run(command, env=self.environment(), check=True, capture_output=True)
+
     def environment(self, **more: str) -> dict[str, str]:
-        """What a node, or a submitter, sees: nothing of the developer's own variables."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
+        """What a node, or a submitter, sees: nothing of the developer's own variables but where the sources are."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER", "PYTHONPATH") if name in os.environ}
         return {
             **kept,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -54,47 +78,21 @@ class RayNodes:
             **more,
         }
 
-    @property
-    def gcs(self) -> str:
-        """The address at which a driver joins."""
-        return f"127.0.0.2:{self.gcs_port}"
-
-    def lose(self, number: int) -> None:
-        """End the raylet of a node with SIGKILL, as a machine goes that is taken away, and wait until all know."""
-        raylet, alive = self.raylets()[number], self._alive()
-        assert raylet is not None, f"node {number} has no raylet"
-        rest = _tree(self.nodes[number].pid)
-        raylet.kill()
-        deadline = time.monotonic() + START_SECONDS
-        while self._alive() >= alive:
-            assert time.monotonic() < deadline, self._said()
-            time.sleep(0.2)
-        # What a machine takes with it; the workers have ended by themselves.
-        _, left = psutil.wait_procs(rest, timeout=5)
-        for process in left:
-            process.kill()
-
-    def replace(self, number: int) -> None:
-        """Start a node in the place of one that was lost."""
-        self._start(self.cpus_each, [f"--address=127.0.0.2:{self.gcs_port}"], number)
-
-    def _start(self, cpus: int, arguments: list[str], number: int | None = None) -> None:
+    def _start(self, cpus: int, arguments: list[str]) -> None:
         """Start a node and wait for it: nodes of one machine that start together wait for each other."""
-        before = self._alive() if self.nodes else 0
-        number = len(self.nodes) if number is None else number
-        self.starts += 1
+        number = len(self.nodes)
         first_port = 20000 + 400 * number + os.getpid() % 50 * 200
         command = [
             str(Path(sys.executable).parent / "ray"),
             "start",
             "--block",
             "--disable-usage-stats",
-            f"--node-ip-address=127.0.0.{number + 2}",
+            f"--node-ip-address={_address(number)}",
             f"--num-cpus={cpus}",
             "--num-gpus=0",
             # A folder of its own, as on a machine of its own: a node that unpacks a job's package deletes it first,
             # and a driver in the same folder would find its sources gone.
-            f"--temp-dir={self.folder / str(self.starts)}",
+            f"--temp-dir={self.folder / str(number)}",
             "--object-store-memory=150000000",
             f"--min-worker-port={first_port}",
             f"--max-worker-port={first_port + 180}",
@@ -109,7 +107,7 @@ class RayNodes:
             # At 15, Ray's own, workers wait on a busy machine for everything else that it does.
             "RAY_worker_niceness": "0",
         }
-        with (self.folder / f"{self.starts}.out").open("wb") as output:
+        with (self.folder / f"{number}.out").open("wb") as output:
             node = subprocess.Popen(
                 command,
                 env=self.environment(**quick),
@@ -118,17 +116,20 @@ class RayNodes:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-        self.nodes[number : number + 1] = [node]
+        self.nodes.append(node)
         deadline = time.monotonic() + START_SECONDS
-        while self._alive() <= before:
+        while _address(number) not in self.alive():
             assert time.monotonic() < deadline and node.poll() is None, self._said()
             time.sleep(0.2)
 
-    def _alive(self) -> int:
+    def alive(self) -> dict[str, str]:
+        """The ids of the nodes that Ray counts as alive, by address; none where the dashboard does not answer."""
         try:
-            return self.get("/nodes?view=summary").count('"state": "ALIVE"')
+            nodes = json.loads(self.get("/nodes?view=summary"))["data"]["summary"]
         except (OSError, urllib.error.URLError):
-            return 0
+            return {}
+        raylets = [node["raylet"] for node in nodes]
+        return {one["nodeManagerAddress"]: one["nodeId"] for one in raylets if one.get("state") == "ALIVE"}
 
     def get(self, path: str) -> str:
         """What the dashboard answers."""
@@ -178,6 +179,11 @@ class RayNodes:
         for node in self.nodes:
             node.wait(timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _address(number: int) -> str:
+    """Of a node. Not 127.0.0.1, which Ray takes for the machine's outer address."""
+    return f"127.0.0.{number + 2}"
 
 
 def _free_port() -> int:
