@@ -151,7 +151,8 @@ class VariationalAutoencoder(GenerativeModel):
             kl = posterior.log_prob(unit) - self.prior.log_ratio(z, seen).view(-1, draws)
             charged = kl.clamp(min=free * self.family.latent_size) if free > 0 else kl
         weights = log_likelihood - kl_weight(self.family, context.progress) * charged  # [B, k]
-        loss = (math.log(draws) - weights.logsumexp(1)).mean()
+        # Of one weight the logarithm of the summed exponentials is that weight, to the last bit.
+        loss = -weights.mean() if draws == 1 else (math.log(draws) - weights.logsumexp(1)).mean()
         elbo = (log_likelihood - kl).detach().mean()
         return Output(loss, {"loss": loss.detach(), "elbo_nats": elbo, "kl_nats": kl.detach().mean()})
 

@@ -24,6 +24,7 @@ from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
+from pipeline.training.allocation import KEEP_FREED_MEMORY
 from pipeline.training.checkpoint import Position, load_scoring_weights
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
@@ -37,7 +38,7 @@ from pipeline.training.wishes import Wish
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
 STOPPED = 143
 """The exit code of a process that SIGTERM ended."""
 START_SECONDS = "20"
@@ -120,6 +121,8 @@ def train_with_ray(
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
             callbacks=[*callbacks, CatchSigterm()],
+            # On a GPU the memory of steps is not the process's.
+            worker_runtime_env=None if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
     )
     with (

@@ -186,7 +186,7 @@ class Stepper:
                 generator = make_generator(self.seed, "noise", number, place, repeat, device=self.device)
                 noise = Noise(generator, self.rank, self.world_size)
                 context = StepContext(noise, self.local_batch, progress, self.carry)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                with self._precision():
                     output: Output = self.modules[phase.name](batch, context)
                 if self._looks_at_losses:
                     self._check(output.loss, phase.name, number, batch)
@@ -199,6 +199,12 @@ class Stepper:
                 means.update(output.means)
         self._update_average(number)
         return means
+
+    def _precision(self) -> contextlib.AbstractContextManager[Any]:
+        """Half as many bits where they are asked for; an autocast that does nothing takes its time all the same."""
+        if self.half:
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return contextlib.nullcontext()
 
     @property
     def _looks_at_losses(self) -> bool:

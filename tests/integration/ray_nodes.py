@@ -43,6 +43,11 @@ class RayNodes:
             self.close()
             raise
 
+    @property
+    def gcs(self) -> str:
+        """The address at which a driver joins."""
+        return f"127.0.0.2:{self.gcs_port}"
+
     def add(self, cpus: int) -> int:
         """Start another worker node; its number."""
         self._start(cpus, [f"--address=127.0.0.2:{self.gcs_port}"])
@@ -99,7 +104,7 @@ class RayNodes:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
-            # As on a Ray that a command starts: otherwise workers yield to every other process of the machine.
+            # At 15, Ray's own, workers wait on a busy machine for everything else that it does.
             "RAY_worker_niceness": "0",
         }
         with (self.folder / f"{number}.out").open("wb") as output:
