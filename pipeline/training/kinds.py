@@ -67,6 +67,11 @@ KINDS = {
         "The generator learns nothing: its gradient has vanished, or it gives blank examples.",
         "Take loss: non_saturating, hinge or wasserstein with gradient_penalty; lower critic_steps.",
     ),
+    "out_of_memory": Kind(
+        "Out of memory",
+        "A step did not fit into memory, and was taken again with fewer examples at once.",
+        "Set training.micro_batch to the number that fits, or leave it at auto; or lower training.batch_size.",
+    ),
     "rolled_back": Kind(
         "Rolled back",
         "The training exploded and went on from its last checkpoint with a smaller learning rate.",

@@ -159,7 +159,8 @@ class _Follower:
                 for message in values.get("warnings", [])[self.num_said :]:
                     self.progress(WARNING, 0, None, message)
                     self.num_said += 1
-                self.progress("train", values["step"], self.steps, describe(values, self.steps, self.max_seconds))
+                steps = values["steps"]  # of which a limit by epochs may allow fewer than the spec
+                self.progress("train", values["step"], steps, describe(values, steps, self.max_seconds))
             else:
                 waited = time.time() - self.started
                 self.progress("train", 0, self.steps, f"waiting for Ray Train's workers, {waited:.0f} s")
@@ -168,16 +169,20 @@ class _Follower:
 
 
 def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:
-    """One line of progress: speed, losses, time left, and how long training waits for data when that is long."""
+    """One line of progress: speed, losses, time left, how long training waits for data when that is long, and how many
+    examples go through the network at once where that was found."""
     metrics: dict[str, float] = values["metrics"]
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
         parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
     hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second", "train/data_wait_share")
+    hidden += ("train/micro_batch",)
     shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in hidden]
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
+    if "train/micro_batch" in metrics:
+        parts.append(f"{metrics['train/micro_batch']:,.0f} at once")
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
         left = (steps - values["step"]) / rate
@@ -255,9 +260,8 @@ def train_in_process(
 
     def show(at: Position, metrics: dict[str, float]) -> None:
         values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}
-        progress(
-            "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
-        )
+        steps = session.training.steps
+        progress("train", at.step, steps, describe(values, steps, spec.training.max_seconds))
 
     hooks = LocalHooks(spec, folder, recorder, show, lambda warning: progress(WARNING, 0, None, warning.in_words()))
     first_step_at = time.time()
