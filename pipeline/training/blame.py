@@ -29,13 +29,13 @@ NameRows = Callable[[Sequence[int]], list[str]]
 class Finding:
     """What one rank knows of a failure.
 
-    `loss` is its loss, NaN where that is not known; `rows` are those to blame, with what their records are called, or,
+    `loss` is its loss, None where that is not known; `rows` are those to blame, with what their records are called, or,
     unless `alone`, the first of a batch in which no example gives the failure by itself; `all_alike` says that every
     part of the batch that was looked at gives it.
     """
 
     rank: int
-    loss: float
+    loss: float | None
     rows: list[int]
     names: list[str]
     alone: bool = False
@@ -51,7 +51,7 @@ def explain(
     `module` is the phase's, not wrapped; of a batch no more than `micro_batch` examples are looked at at once.
     """
     run = failure.run
-    finding = Finding(run.rank, math.nan if failure.loss is None else failure.loss, [], [])
+    finding = Finding(run.rank, failure.loss, [], [])
     if run.batch is not None:
         places, finding.all_alike, loss = search(run, module, micro_batch)
         finding.alone = bool(places)
@@ -65,13 +65,13 @@ def explain(
         findings = [None] * run.world_size
         dist.all_gather_object(findings, finding)
     known = [each for each in findings if each is not None]
-    to_blame = [each for each in known if each.alone or not math.isfinite(each.loss)] or known[:1]
+    to_blame = [each for each in known if each.alone or _spoilt(each.loss)] or known[:1]
     return NonFiniteLossError("; ".join(_in_words(each, failure) for each in to_blame))
 
 
-def search(run: Run, module: nn.Module, micro_batch: int) -> tuple[list[int], bool, float]:
+def search(run: Run, module: nn.Module, micro_batch: int) -> tuple[list[int], bool, float | None]:
     """The places in this rank's batch, up to `MOST_ROWS`, of examples that give a loss or a gradient that is not finite
-    by themselves; whether every part that was looked at does; and the loss of the first such example, or NaN."""
+    by themselves; whether every part that was looked at does; and the loss of the first such example."""
     found: list[int] = []
     losses: list[float] = []
     good = 0
@@ -92,7 +92,7 @@ def search(run: Run, module: nn.Module, micro_batch: int) -> tuple[list[int], bo
 
     for part in cut(run.batch_size, min(micro_batch, -(-run.batch_size // 2)), run.device):
         narrow(part)
-    return sorted(found), good == 0, losses[0] if losses else math.nan
+    return sorted(found), good == 0, losses[0] if losses else None
 
 
 def look(run: Run, module: nn.Module, rows: Tensor) -> tuple[float, bool]:
@@ -107,6 +107,10 @@ def look(run: Run, module: nn.Module, rows: Tensor) -> tuple[float, bool]:
     return value, not all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
 
+def _spoilt(loss: float | None) -> bool:
+    return loss is not None and not math.isfinite(loss)
+
+
 def _names(rows: list[int], name_rows: NameRows | None) -> list[str]:
     if name_rows is None:
         return []
@@ -118,11 +122,12 @@ def _names(rows: list[int], name_rows: NameRows | None) -> list[str]:
 
 def _in_words(finding: Finding, failure: NotFiniteError) -> str:
     run = failure.run
-    of_loss = not math.isfinite(finding.loss) or failure.gradient is None
-    value = finding.loss if of_loss else failure.gradient
-    what = "loss" if of_loss else "gradient"
+    if _spoilt(finding.loss):
+        what, value = "loss", finding.loss
+    else:
+        what, value = "gradient", math.nan if failure.gradient is None else failure.gradient
     words = f"the {what} of phase '{run.phase}' is {value} at step {run.step} (rank {finding.rank})"
-    if not of_loss:
+    if what == "gradient" and finding.loss is not None:
         words += f", its loss being {finding.loss:.4g},"
     steadier = "lower training.lr or set training.clip_norm"
     if not finding.rows:

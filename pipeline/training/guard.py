@@ -75,7 +75,7 @@ class Guard:
         self.undone: Sequence[Optimizer] = ()
         self.bad = torch.zeros((), device=device)
         self.first = torch.zeros((), dtype=torch.int64, device=device)
-        self.runs: list[Run] = []
+        self.runs: list[tuple[Run, Sequence[Optimizer]]] = []
 
     def reset(self) -> None:
         """Everything is finite again."""
@@ -113,6 +113,8 @@ class Guard:
 
         Raises: NotFiniteError when they are not finite, on all ranks; not where the device decides.
         """
+        if not gradients:
+            return  # all that the phase trains is frozen
         if not self.on_device:
             total = norm if norm is not None else torch.stack([gradient.sum() for gradient in gradients]).sum()
             value = float(total)
@@ -127,7 +129,7 @@ class Guard:
         self.first = torch.where(self.bad > 0, self.first, len(self.runs))
         self.bad.copy_(torch.maximum(self.bad, found))
         # Without its batch, which would keep memory of the device; it can be read again.
-        self.runs.append(replace(run, batch=None))
+        self.runs.append((replace(run, batch=None), self.undone))
 
     def take_step(self, optimizer: Optimizer) -> None:
         """Let the optimiser step, unless the device says that something is bad."""
@@ -161,7 +163,8 @@ class Guard:
         runs, self.runs = self.runs, []
         if not self.on_device or not runs or not bool(self.bad):
             return None
-        return runs[int(self.first)]
+        run, self.undone = runs[int(self.first)]
+        return run
 
 
 def _parameters(optimizer: Optimizer) -> list[Tensor]:
