@@ -8,6 +8,7 @@ sizes are tried, the process may have no more than is free.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import gc
 import resource
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,11 +27,18 @@ SIGNS = (
     "std::bad_alloc",
     "CUBLAS_STATUS_ALLOC_FAILED",
     "CUDNN_STATUS_ALLOC_FAILED",
+    "could not create a primitive",
+    "could not execute a primitive",
 )
-"""What the messages of a RuntimeError say where memory was wanting."""
+"""What the messages of a RuntimeError say where memory was wanting; the last two are oneDNN's, which says no more."""
 LEFT_FREE = 0.1
 """Of what is free on a CPU's machine, what is not given to a try."""
 CGROUP = Path("/sys/fs/cgroup")
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's `mallopt`: what is free at the end of the heap before it is given back, and from what size on a block is
+one of its own, given back when it is freed."""
+LARGE, LARGEST = 2**17, 2**25
+"""Bytes of such a block: as glibc begins, and where it ends up in a process that frees large ones."""
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -52,11 +60,19 @@ def in_use(device: torch.device) -> str:
     return f"{_gib(resident)} in use by this process, {_gib(_available())} free"
 
 
+def in_short(error: BaseException) -> str:
+    """The beginning of what an allocator said."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0][:160]
+
+
 def release(device: torch.device) -> None:
     """Give back what nothing uses any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+    elif hasattr(libc := ctypes.CDLL(None), "malloc_trim"):
+        libc.malloc_trim(0)
 
 
 class MicroBatch:
@@ -177,10 +193,21 @@ def within_what_is_free(device: torch.device) -> Iterator[None]:
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     limit = _taken()[0] + int((1 - LEFT_FREE) * _available())
     resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
+    # What a try frees must be there for the next, and not stay in a heap that only small blocks are taken from.
+    _give_back_blocks_of(LARGE)
     try:
         yield
     finally:
+        _give_back_blocks_of(LARGEST)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def _give_back_blocks_of(size: int) -> None:
+    """Memory of the host in blocks from this size on goes back to the system when it is freed, where the C library is
+    glibc."""
+    if hasattr(libc := ctypes.CDLL(None), "mallopt"):
+        libc.mallopt(M_MMAP_THRESHOLD, size)
+        libc.mallopt(M_TRIM_THRESHOLD, 2 * size)
 
 
 def _taken() -> tuple[int, int]:

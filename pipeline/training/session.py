@@ -26,7 +26,7 @@ from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.epochs import with_limit
 from pipeline.training.initial import load_weights
 from pipeline.training.loop import Hooks, progress_of, run_loop
-from pipeline.training.memory import in_use, is_out_of_memory
+from pipeline.training.memory import in_short, in_use, is_out_of_memory
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
 
@@ -100,8 +100,8 @@ class Session:
             if not is_out_of_memory(error):
                 raise
             raise OutOfMemoryError(
-                f"out of memory beside the passes of a step ({in_use(self.stepper.device)}): {error}; take a smaller "
-                "model, or lower evaluation.batch_size where it was in a validation"
+                f"out of memory beside the passes of a step ({in_use(self.stepper.device)}): {in_short(error)}; take a "
+                "smaller model, or lower evaluation.batch_size where it was in a validation"
             ) from error
         finally:
             self.batches.close()

@@ -27,7 +27,7 @@ from pipeline.training.blame import NameRows, explain
 from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
 from pipeline.training.guard import Guard, NotFiniteError
-from pipeline.training.memory import MicroBatch, bytes_to_come, in_use, is_out_of_memory
+from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
 
 NORM_EVERY = 10
 """Steps between two looks at a gradient's norm where it is not clipped (a clipped one is known)."""
@@ -260,7 +260,7 @@ class Stepper:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                taken = in_use(self.device)
+                taken = f"{in_use(self.device)} ({in_short(error)})"
             # After the handler, whose traceback holds what the pass had allocated.
             self.micro_batch.lower(run, _PhaseModule(self.model, phase.name), taken)
 
