@@ -175,8 +175,8 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
         parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
-    hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second", "train/data_wait_share")
-    hidden += ("train/micro_batch",)
+    hidden = {f"train/{name}" for name in ("lr", "examples_per_second", "steps_per_second", "data_wait_share")}
+    hidden.add("train/micro_batch")
     shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in hidden]
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
