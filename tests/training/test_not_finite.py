@@ -128,6 +128,26 @@ def test_every_optimizer_is_held_back_by_the_device(optimizer: str) -> None:
         assert torch.equal(value, expected[name])
 
 
+def test_a_bad_number_that_a_layer_saturates_on_is_found_though_loss_and_biases_are_finite() -> None:
+    spec = spec_of("vae-image").as_dict()
+    spec["model"]["backbone"] = {"kind": "mlp", "hidden": [8], "activation": "tanh"}
+    spec["model"]["family"]["binarise"] = "threshold"
+    session = Session(made := make_spec(spec), prepared_in_memory(made, train=400))  # type: ignore[arg-type]
+    read, row = session.batches.batch, int(session.batches.batch(BAD_STEP).index[2])
+    observe = session.stepper.model.observe  # type: ignore[operator]
+
+    def saturated(number: int) -> Batch:
+        batch = read(number)
+        batch.x[batch.index == row] = torch.inf
+        return batch
+
+    session.stepper.model.observe = lambda x, noise: torch.where(x.isinf(), x, observe(x, noise))  # type: ignore
+    session.batches.batch = saturated  # type: ignore[method-assign]
+    message, expected = failed(session)
+    assert f"at step {BAD_STEP} (rank 0)" in message and f"on rows [{row}] of" in message
+    assert all(torch.equal(value, expected[name]) for name, value in state_of(session).items())
+
+
 def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> None:
     spec = spec_of("gan-image", clip_norm=1.0)
     looking, device = (Session(spec, prepared_in_memory(spec)) for _ in range(2))  # type: ignore[arg-type]
