@@ -17,6 +17,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from pipeline.data.prepared import find_prepared
     from pipeline.inheriting import check_origin
     from pipeline.release.tracking import resolve_uri
+    from pipeline.training.epochs import planned_steps
 
     store = open_store(spec.storage)
     check_origin(spec, resolve_uri(store, spec.tracking.uri))
@@ -34,9 +35,11 @@ def plan(spec: RunSpec) -> dict[str, Any]:
             "gpu": training.use_gpu,
         },
         "training": {
-            "steps": training.steps,
+            "steps": training.steps if found is None else planned_steps(spec, found),
             "max_seconds": training.max_seconds,
+            "epochs": training.epochs,
             "examples_per_step": training.batch_size,
+            "micro_batch": training.micro_batch,
             "checkpoints": store.path("training", run),
             "checkpoint_every": training.checkpoint_every,
             "checkpoint_minutes": training.checkpoint_minutes,

@@ -222,13 +222,13 @@ class _NoiseOfDraws(Noise):
 
     def __init__(self, noise: Noise, draws: int) -> None:
         super().__init__(noise.generator, noise.rank, noise.world_size)
-        self.draws = draws
+        self.noise, self.draws = noise, draws
 
     def normal(self, *shape: int) -> Tensor:
-        return super().normal(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
+        return self.noise.normal(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
 
     def uniform(self, *shape: int) -> Tensor:
-        return super().uniform(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
+        return self.noise.uniform(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
 
 
 def _repeat(x: Tensor, draws: int) -> Tensor:

@@ -43,13 +43,18 @@ class TrainingSpec(Strict):
     """How the model is trained.
 
     `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
-    comes first, after `max_seconds` in the loop (both counted over resumptions); the learning-rate schedule
-    runs over whichever is nearer. `lr` is the peak. `num_workers: 0` trains in the driver's own process,
-    without Ray Train; `[least, most]` trains on as many workers as the cluster has room for, at the same global batch:
-    with fewer when a node goes and, right after a checkpoint, with more when one comes, for which it looks every
-    `resize_seconds`. A training that SIGTERM stops has `stop_seconds` for a last checkpoint. `placement: pack` keeps
-    the workers on as few nodes as they fit on, `spread` on as many as there are. `ema_decay: 0` keeps no average of
-    the weights; otherwise scores and samples use it.
+    comes first, after `max_seconds` in the loop (both counted over resumptions) or `epochs` passes over the training
+    split, parts of one too; the learning-rate schedule runs over whichever is nearest. Every batch that a step takes
+    counts to an epoch: a GAN with five steps of its critic takes five. `lr` is the peak.
+    `micro_batch` is how many of a worker's examples go through the network at once, all of them when null: with less,
+    a step adds up the gradients of several passes, which needs less memory, is a little slower, and changes nothing but
+    the rounding of sums. `auto` finds how many fit the memory, before the first step and again where a later one of a
+    single worker does not fit; a run that is resumed may find another number, and then is the same to rounding, not bit
+    for bit. `num_workers: 0` trains in the driver's own process, without Ray Train; `[least, most]` trains on as many
+    workers as the cluster has room for, at the same global batch: with fewer when a node goes and, right after a
+    checkpoint, with more when one comes, for which it looks every `resize_seconds`. A training that SIGTERM stops has
+    `stop_seconds` for a last checkpoint. `placement: pack` keeps the workers on as few nodes as they fit on, `spread`
+    on as many as there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
@@ -68,7 +73,9 @@ class TrainingSpec(Strict):
 
     steps: Count = 10_000
     max_seconds: Annotated[float | None, Field(gt=0)] = None
+    epochs: Annotated[float | None, Field(gt=0)] = None
     batch_size: Count = 128
+    micro_batch: Count | Literal["auto"] | None = None
     load: Literal["auto", "memory", "stream"] = "auto"
     memory_megabytes: Count = 2048
     shuffle_window: Count = 65_536

@@ -38,6 +38,8 @@ FREE_TO_CHANGE = (
     ("data", "source", "path"),
     ("training", "steps"),
     ("training", "max_seconds"),
+    ("training", "epochs"),
+    ("training", "micro_batch"),
     ("training", "load"),
     ("training", "memory_megabytes"),
     ("training", "num_workers"),

@@ -49,6 +49,7 @@ NOT_SHOWN = (
     "train/steps_per_second",
     "train/data_wait_share",
     "train/checkpoint_seconds",
+    "train/micro_batch",
 )
 """Of the metrics of a report, those that progress says in other words or not at all."""
 TELLING_WAIT = 0.05
@@ -211,7 +212,8 @@ class _Follower:
                 for message in values.get("warnings", [])[self.num_said :]:
                     self.progress(WARNING, 0, None, message)
                     self.num_said += 1
-                self.progress("train", values["step"], self.steps, describe(values, self.steps, self.max_seconds))
+                steps = values["steps"]  # of which a limit by epochs may allow fewer than the spec
+                self.progress("train", values["step"], steps, describe(values, steps, self.max_seconds))
             else:
                 waited = time.time() - self.started
                 self.progress("train", 0, self.steps, f"waiting for Ray Train's workers, {waited:.0f} s")
@@ -220,7 +222,8 @@ class _Follower:
 
 
 def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:
-    """One line of progress: speed, losses, time left, and how long training waits for data when that is long."""
+    """One line of progress: speed, losses, time left, how long training waits for data when that is long, and how many
+    examples go through the network at once where that was found."""
     metrics: dict[str, float] = values["metrics"]
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
@@ -229,6 +232,8 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
+    if "train/micro_batch" in metrics:
+        parts.append(f"{metrics['train/micro_batch']:,.0f} at once")
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
         left = (steps - values["step"]) / rate
@@ -328,9 +333,8 @@ def train_in_process(
 
     def show(at: Position, metrics: dict[str, float]) -> None:
         values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}
-        progress(
-            "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
-        )
+        steps = session.training.steps
+        progress("train", at.step, steps, describe(values, steps, spec.training.max_seconds))
 
     def say(warning: HealthWarning) -> None:
         progress(WARNING, 0, None, warning.in_words())

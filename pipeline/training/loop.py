@@ -21,7 +21,7 @@ from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.course import Course
-from pipeline.training.health import HealthWarning, Watch
+from pipeline.training.health import HealthWarning, Watch, note
 from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
 from pipeline.training.stopping import note_objective, should_stop
@@ -225,6 +225,10 @@ def run_loop(
             metrics, waited = means.take(stepper.world_size, waiting.take())
             stepper.check_finite(metrics, step)
             warnings = watch.report(step, metrics)
+            if training.micro_batch is not None:
+                metrics["train/micro_batch"] = float(stepper.micro_batch.size)
+                said, stepper.micro_batch.said = stepper.micro_batch.said, []
+                warnings += [note(stepper.course, "out_of_memory", message, step) for message in said]
             back.check(warnings)
         except (NonFiniteLossError, ExplodedError) as error:
             step, warning = back.go(error, step)

@@ -21,7 +21,7 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.prepared import open_prepared
-from pipeline.errors import AtelierError, CheckpointError, StorageError
+from pipeline.errors import AtelierError, CheckpointError, NonFiniteLossError, StorageError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
@@ -109,7 +109,7 @@ class WorkerHooks:
 
     def tell(self, stage: str, at: Position) -> None:
         values = {"stage": stage, "step": at.step, "seconds": at.seconds, "metrics": self.metrics}
-        values["warnings"] = self.warnings
+        values |= {"warnings": self.warnings, "steps": self.session.training.steps}
         group = get_current_placement_group()
         place = None if group is None else group.id.hex()
         tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
@@ -156,7 +156,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """Train; return where it ended, or the failure that trying again would not mend.
 
     A failure is returned when there is one worker, so that Ray does not restart what must fail again; with
-    several it is raised, because the others wait in a collective.
+    several it is raised, because the others wait in a collective, but for a loss that is not finite: all fail of it.
     """
     config = WorkerConfig(**values)
     context = ray.train.get_context()
@@ -198,7 +198,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             "warnings": warnings_of(session.stepper.course),
         }
     except AtelierError as error:
-        if world_size > 1:
+        if world_size > 1 and not isinstance(error, NonFiniteLossError):
             raise
         return _failure(error, hooks)
     finally:
