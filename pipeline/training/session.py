@@ -20,13 +20,13 @@ from pipeline.data.windows import WindowedBatches
 from pipeline.errors import OutOfMemoryError, PreparedDataError, TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
-from pipeline.models.base import Batch, Noise, make_generator
+from pipeline.models.base import Batch, GenerativeModel, Noise, Sums, make_generator
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.epochs import with_limit
 from pipeline.training.initial import load_weights
 from pipeline.training.loop import Hooks, progress_of, run_loop
-from pipeline.training.memory import in_short, in_use, is_out_of_memory
+from pipeline.training.memory import in_short, in_use, is_out_of_memory, release
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
 
@@ -127,9 +127,14 @@ class Session:
         )
         with stepper.averaged_weights() as model:
             samples, model.importance_samples = model.importance_samples, 1
-            sums = evaluate_split(
-                model, self.held_out, self.layout, quick, self.spec.seed, self.rank, self.world_size, stepper.device
-            )
+            try:
+                sums = self._sums(model, quick)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                # The pieces that steps have freed may still be kept for others of their size.
+                release(stepper.device)
+                sums = self._sums(model, quick)
             model.importance_samples = samples
             signs = self._vital_signs(progress)
         if self.world_size > 1:
@@ -142,6 +147,12 @@ class Session:
         scores = stepper.model.summarise(sums)
         stepper.model.heed(scores)
         return scores, signs
+
+    def _sums(self, model: GenerativeModel, spec: RunSpec) -> Sums:
+        """This rank's part of the held-out split's sums."""
+        assert self.held_out is not None
+        ranks = self.rank, self.world_size
+        return evaluate_split(model, self.held_out, self.layout, spec, self.spec.seed, *ranks, self.stepper.device)
 
     @torch.no_grad()
     def _vital_signs(self, progress: float) -> dict[str, float]:

@@ -135,6 +135,7 @@ def test_a_process_with_little_memory_fails_with_what_fits_and_auto_finds_it() -
     assert answer["kind"] == "OutOfMemoryError" and "in use" in answer["error"]
     assert re.search(r"4,096 examples at once.*[\d,]+ at once fit: set training.micro_batch to", answer["error"])
     found = json.loads(limited("auto", 120).stdout)
-    assert found["steps"] == 2 and found["micro_batch"] < 4096
+    assert found.get("steps") == 2, found
+    assert found["micro_batch"] < 4096
     roomy = json.loads(limited("auto", 8000).stdout)
     assert roomy["micro_batch"] == 4096 and found["loss"] == pytest.approx(roomy["loss"], rel=1e-4)

@@ -40,7 +40,7 @@ def test_a_training_in_this_process_says_a_warning_once_and_tells_all(tmp_path: 
 
 
 def test_what_a_worker_says_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, Any] = {"step": 1, "seconds": 0.0, "metrics": {}, "warnings": ["a"]}
+    told: dict[str, Any] = {"step": 1, "steps": 10, "seconds": 0.0, "metrics": {}, "warnings": ["a"]}
     monkeypatch.setattr("pipeline.training.worker.told", lambda key: told)
     monkeypatch.setattr("pipeline.training.launch.POLL_SECONDS", 0.01)
     told["first_step_at"] = time.time()
