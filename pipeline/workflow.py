@@ -46,6 +46,7 @@ NOT_IDENTITY: Any = {
         "max_failures",
         "load",
         "memory_megabytes",
+        "profile",
     },
 }
 """Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""

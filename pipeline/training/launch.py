@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,6 +29,8 @@ from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.timing import parts_of
+from pipeline.training.tracing import keep_trace
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
@@ -36,6 +38,16 @@ if TYPE_CHECKING:
 POLL_SECONDS = 0.25
 TELLING_WAIT = 0.05
 """The share of the time spent waiting for data from which on progress says so."""
+OF_THE_MACHINE = {
+    "train/lr",
+    "train/examples_per_second",
+    "train/steps_per_second",
+    "train/data_wait_share",
+    "train/peak_memory_mib",
+    "train/model_tflops_per_second",
+    "train/mfu",
+}
+"""What is no loss: progress has its own words for it, or none."""
 
 
 @dataclass
@@ -173,11 +185,11 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
         parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
-    hidden = ("train/lr", "train/examples_per_second", "train/steps_per_second", "train/data_wait_share")
-    shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in hidden]
+    shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in OF_THE_MACHINE]
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
+    parts += largest_part(metrics)
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
         left = (steps - values["step"]) / rate
@@ -185,6 +197,15 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
             left = min(left, max_seconds - values["seconds"])
         parts.append(f"{max(0.0, left):.0f} s left")
     return ", ".join(parts)
+
+
+def largest_part(metrics: Mapping[str, float]) -> list[str]:
+    """The largest part of the time since the last report, where it is neither the networks' nor waiting for data."""
+    spent = parts_of(metrics)
+    largest = max(spent, key=lambda part: spent[part], default="")
+    if largest in ("", "data", "forward", "backward") or spent[largest] == 0:
+        return []
+    return [f"most of the time goes to {largest} ({spent[largest] / sum(spent.values()):.0%})"]
 
 
 class LocalHooks:
@@ -197,9 +218,10 @@ class LocalHooks:
         recorder: RunRecorder | None = None,
         on_report: Callable[[Position, dict[str, float]], None] | None = None,
         on_warning: Callable[[HealthWarning], None] | None = None,
+        on_trace: Callable[[Path], None] | None = None,
     ) -> None:
         self.spec, self.folder, self.recorder = spec, folder, recorder
-        self.on_report, self.on_warning = on_report, on_warning
+        self.on_report, self.on_warning, self.on_trace = on_report, on_warning, on_trace
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
 
@@ -226,6 +248,10 @@ class LocalHooks:
             Path(temporary, "new").rename(target)
         for old in local_checkpoints(self.folder)[: -self.spec.training.keep_checkpoints]:
             shutil.rmtree(old)
+
+    def trace(self, folder: Path) -> None:
+        if self.on_trace is not None:
+            self.on_trace(folder)
 
 
 def local_checkpoints(folder: Path) -> list[Path]:
@@ -259,7 +285,14 @@ def train_in_process(
             "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
         )
 
-    hooks = LocalHooks(spec, folder, recorder, show, lambda warning: progress(WARNING, 0, None, warning.in_words()))
+    hooks = LocalHooks(
+        spec,
+        folder,
+        recorder,
+        show,
+        lambda warning: progress(WARNING, 0, None, warning.in_words()),
+        lambda traced: keep_trace(traced, store, run_key, recorder),
+    )
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:

@@ -8,7 +8,8 @@ explodes is taken back to its last checkpoint here, where the spec asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -21,6 +22,7 @@ from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, Watch
+from pipeline.training.instruments import Instruments
 from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
 from pipeline.training.stopping import note_objective, should_stop
@@ -46,6 +48,9 @@ class Hooks(Protocol):
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """Save the state after `at.step` steps."""
 
+    def trace(self, folder: Path) -> None:
+        """Keep the files in `folder`, this rank's trace of some steps, where the spec asks for one."""
+
 
 class _Means:
     """Running means of what steps report, kept on the device; each over the steps that reported it."""
@@ -60,30 +65,31 @@ class _Means:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
             self.counts[name] = self.counts.get(name, 0) + 1
 
-    def take(self, world_size: int, waited: float) -> tuple[dict[str, float], float]:
-        """The means, and the mean of the seconds that each rank `waited`; both over all ranks."""
+    def take(self, world_size: int, measured: Sequence[float]) -> tuple[dict[str, float], list[float]]:
+        """The means, and those of what each rank `measured`; both over all ranks."""
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        stacked = torch.cat([stacked, stacked.new_tensor([waited])])
+        stacked = torch.cat([stacked, stacked.new_tensor(measured)])
         if world_size > 1:
             dist.all_reduce(stacked)
             stacked /= world_size
         self.sums, self.counts = {}, {}
-        *means, waited = stacked.tolist()
+        values = stacked.tolist()
         keys = [name if "/" in name else f"train/{name}" for name in names]
-        return dict(zip(keys, means, strict=True)), waited
+        return dict(zip(keys, values[: len(keys)], strict=True)), values[len(keys) :]
 
 
 class _Waiting:
     """The batches, and the seconds that the training thread has waited for them."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, instruments: Instruments) -> None:
+        self.batches, self.instruments = batches, instruments
         self.seconds = 0.0
 
     def batch(self, number: int) -> Batch:
         start = time.perf_counter()
-        batch = self.batches.batch(number)
+        with self.instruments.part("data"):
+            batch = self.batches.batch(number)
         self.seconds += time.perf_counter() - start
         return batch
 
@@ -130,18 +136,22 @@ def run_loop(
     hooks: Hooks,
     start: Position = START,
     validate: Validate | None = None,
+    instruments: Instruments | None = None,
 ) -> Position:
     """Train from `start` to the limit, or until early stopping ends it; return where it ended.
 
     Reports come every `report_every` steps, validation every `validate_every`, checkpoints every `checkpoint_every`,
     each also at the end; a report goes before a validation and a checkpoint, so that nothing unhealthy is saved and a
     resumed run judges the same means. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks)
-    of the time since the last report that steps spent waiting for their batches. Raises: NonFiniteLossError.
+    of the time since the last report that steps spent waiting for their batches. `time/…_seconds` are the parts of a
+    step (`timing.PARTS`; seconds a step, mean over ranks), which add up to all the time since the last report.
+    Raises: NonFiniteLossError.
     """
     clock = Clock(start.seconds, training.max_seconds, stepper.world_size, stepper.device)
     step = start.step
     progress = progress_of(training, step, clock.look(step))
-    waiting = _Waiting(batches)
+    instruments = instruments or Instruments(stepper)
+    waiting = _Waiting(batches, instruments)
     means, last_time, last_step = _Means(), time.monotonic(), step
     examples_per_step = training.batch_size * stepper.batches_per_step
     watch = Watch(stepper.course)
@@ -149,7 +159,8 @@ def run_loop(
     back = WayBack(training.health, stepper, step)
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
-            means.add(stepper.step(step, waiting, progress))
+            with instruments.step(step):
+                means.add(stepper.step(step, waiting, progress))
             share = lr_share(training, step, progress) * stepper.course.lr_factor
             step += 1
             progress = progress_of(training, step, clock.look(step))
@@ -158,8 +169,9 @@ def run_loop(
             saves = ends or step % training.checkpoint_every == 0
             if not (saves or validates or step % training.report_every == 0):
                 continue
-            means.add(stepper.weight_norms())
-            metrics, waited = means.take(stepper.world_size, waiting.take())
+            with instruments.part("report"):
+                means.add(stepper.weight_norms())
+                metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
             stepper.check_finite(metrics, step)
             warnings = watch.report(step, metrics)
             back.check(warnings)
@@ -174,6 +186,7 @@ def run_loop(
                     f"{training.max_seconds} is over; lower training.lr, or raise training.max_seconds"
                 ) from error
             waiting.take()
+            instruments.went_back()
             means, last_time, last_step = _Means(), time.monotonic(), step
             continue
         elapsed = max(time.monotonic() - last_time, 1e-9)
@@ -181,20 +194,25 @@ def run_loop(
         metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
         metrics["train/steps_per_second"] = (step - last_step) / elapsed
         metrics["train/data_wait_share"] = waited / elapsed
+        metrics |= instruments.metrics(measured, step - last_step, elapsed)
         if validate is not None and validates:
-            scores, signs = validate(stepper, progress)
+            with instruments.part("validation"):
+                scores, signs = validate(stepper, progress)
+            metrics |= instruments.validated(step - last_step)
             objective = scores[stepper.model.objective()]
             note_objective(training, stepper, step, objective)
             warnings += watch.validation(step, progress, objective, metrics, scores, signs)
             metrics |= {f"validation/{name}": value for name, value in scores.items()}
             metrics |= {f"health/{name}": value for name, value in signs.items()}
             ends = ends or should_stop(training, stepper.course)
-        hooks.report(at, metrics)
-        for warning in warnings:
-            if warning.times == 1:
-                hooks.warn(at, warning)
+        with instruments.part("recording"):
+            hooks.report(at, metrics)
+            for warning in warnings:
+                if warning.times == 1:
+                    hooks.warn(at, warning)
         if ends or saves:
-            hooks.checkpoint(at, stepper)
-            back.keep(step)
+            with instruments.part("checkpoint"):
+                hooks.checkpoint(at, stepper)
+                back.keep(step)
         last_time, last_step = time.monotonic(), step
     return Position(step, clock.own())

@@ -23,9 +23,11 @@ from pipeline.models.base import Batch, Noise, make_generator
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.initial import load_weights
+from pipeline.training.instruments import Instruments
 from pipeline.training.loop import Hooks, run_loop
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
+from pipeline.training.tracing import Trace
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
@@ -84,8 +86,14 @@ class Session:
     def run(self, hooks: Hooks) -> Position:
         """Train to the limit, once. Raises: NonFiniteLossError; PreparedDataError when a streamed shard is damaged."""
         validate = None if self.held_out is None else self.validate
+        stepper, training = self.stepper, self.spec.training
+        trace, profile = None, training.profile_spec()
+        if profile is not None:
+            left = training.steps - self.start.step
+            trace = Trace(profile, left, stepper.model, stepper.timer, stepper.device, self.rank, hooks.trace)
         try:
-            return run_loop(self.stepper, self.batches, self.spec.training, hooks, self.start, validate)
+            with Instruments(stepper, trace) as instruments:
+                return run_loop(stepper, self.batches, training, hooks, self.start, validate, instruments)
         finally:
             self.batches.close()
 

@@ -23,6 +23,7 @@ from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, S
 from pipeline.spec import TrainingSpec
 from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
+from pipeline.training.timing import make_timer
 
 NORM_EVERY = 10
 """Steps between two looks at a gradient's norm where it is not clipped (a clipped one is known)."""
@@ -120,6 +121,7 @@ class Stepper:
         self.average = self._start_average()
         self.best: dict[str, Tensor] = {}
         self.course = Course()
+        self.timer = make_timer(self.device)
 
     def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
@@ -186,18 +188,26 @@ class Stepper:
                 generator = make_generator(self.seed, "noise", number, place, repeat, device=self.device)
                 noise = Noise(generator, self.rank, self.world_size)
                 context = StepContext(noise, self.local_batch, progress, self.carry)
-                with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+                with (
+                    self.timer.part("forward", phase.name),
+                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
+                ):
                     output: Output = self.modules[phase.name](batch, context)
                 if self._looks_at_losses:
                     self._check(output.loss, phase.name, number, batch)
                 optimizer.zero_grad(set_to_none=True)
-                output.loss.backward()
-                means |= self._gradient_norm(phase, number)
-                optimizer.step()
+                with self.timer.part("backward", phase.name):
+                    if self.world_size > 1:
+                        self.timer.watch(output.loss)
+                    output.loss.backward()
+                with self.timer.part("optimiser", phase.name):
+                    means |= self._gradient_norm(phase, number)
+                    optimizer.step()
                 if output.carry is not None:
                     self.carry = output.carry
                 means.update(output.means)
-        self._update_average(number)
+        with self.timer.part("optimiser"):
+            self._update_average(number)
         return means
 
     @property

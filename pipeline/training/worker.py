@@ -31,6 +31,7 @@ from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.tracing import keep_trace
 
 KV_NAMESPACE = b"atelier"
 
@@ -125,6 +126,9 @@ class WorkerHooks:
                     "space and run the same command: it continues at the checkpoint before"
                 ) from error
         self.last_checkpoint = f"step {at.step}"
+
+    def trace(self, folder: Path) -> None:
+        keep_trace(folder, open_store(self.config.storage), self.config.run_key, self.recorder)
 
     def close(self) -> None:
         if self.recorder is not None:

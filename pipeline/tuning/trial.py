@@ -10,6 +10,7 @@ import functools
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -94,6 +95,9 @@ class TrialHooks:
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """None: trials are short, and one that was cut off starts again."""
+
+    def trace(self, folder: Path) -> None:
+        self.recorder.log_folder(folder, "profile")
 
     def _frechet(self) -> float:
         """The Fréchet distance of samples to the validation split, in the space of the spec's extractor."""
