@@ -37,11 +37,8 @@ def step_time_section(history: Sequence[Mapping[str, float]]) -> dict[str, Any] 
     ends = [0, *(int(row["step"]) for row in reports)]
     counts = [max(1, after - before) for before, after in zip(ends[:-1], ends[1:], strict=True)]
     steps = sum(counts)
-    means = {
-        part: math.fsum(parts_of(row).get(part, 0.0) * count for row, count in zip(reports, counts, strict=True))
-        / steps
-        for part in PARTS
-    }
+    weighed = [(parts_of(row), count / steps) for row, count in zip(reports, counts, strict=True)]
+    means = {part: math.fsum(parts.get(part, 0.0) * weight for parts, weight in weighed) for part in PARTS}
     whole, last = math.fsum(means.values()), parts_of(reports[-1])
     if whole <= 0:
         return None
