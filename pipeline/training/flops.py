@@ -52,6 +52,12 @@ class FlopCount(TorchDispatchMode):
         super().__init__()
         self.flops = 0
 
+    @classmethod
+    def ignore_compile_internals(cls) -> bool:
+        """What is compiled runs as compiled, where PyTorch would go without under another mode: its kernels round
+        otherwise, and a counted step must be the step that it would have been."""
+        return True
+
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
         packet = getattr(function, "overloadpacket", None)

@@ -56,12 +56,14 @@ class Trace:
     def before_step(self, number: int) -> None:
         """Step `number` begins: begin to record, or end it, where it is time."""
         if self.seen == self.wait:
-            self._begin(number + WARM_UP)
+            with self.timer.part("recording"):
+                self._begin(number + WARM_UP)
         elif self.profiler is not None:
             self.profiler.step()
-            self.timer.tracing = self.seen >= self.wait + WARM_UP
             if self.seen == self.wait + WARM_UP + self.steps:
                 self.close()
+            else:
+                self.timer.tracing = self.seen >= self.wait + WARM_UP
         self.seen += 1
 
     def close(self) -> None:
@@ -79,7 +81,8 @@ class Trace:
             activities.append(ProfilerActivity.CUDA)
 
         def ready(profiler: Any) -> None:
-            with tempfile.TemporaryDirectory() as folder:
+            self.timer.tracing = False
+            with self.timer.part("recording"), tempfile.TemporaryDirectory() as folder:
                 self._write(profiler, Path(folder), first)
                 self.keep(Path(folder))
 

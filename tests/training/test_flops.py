@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -97,6 +99,25 @@ def test_a_training_whose_steps_are_counted_ends_with_the_same_weights(
     expected = plain.stepper.weights() | plain.stepper.optimizer_tensors()
     for name, value in (counted.stepper.weights() | counted.stepper.optimizer_tensors()).items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_what_is_compiled_runs_as_compiled_while_it_is_counted() -> None:
+    ran: list[int] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        def call(*arguments: Any) -> Any:
+            ran.append(1)
+            return graph(*arguments)
+
+        return call
+
+    layer = nn.Linear(8, 4)
+    compiled = torch.compile(layer, backend=backend)
+    x = torch.randn(5, 8)
+    compiled(x)
+    with FlopCount() as count:
+        compiled(x)
+    assert (len(ran), count.flops) == (2, 2 * 5 * 8 * 4)
 
 
 def test_the_step_that_is_counted_is_not_the_first() -> None:
