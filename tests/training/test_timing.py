@@ -16,7 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipeline.training.launch import LocalHooks, describe
 from pipeline.training.peak_memory import peak_memory_mib
 from pipeline.training.session import Session
-from pipeline.training.timing import PARTS, STEP_PARTS, DeviceTimer, StepTimer, parts_of
+from pipeline.training.timing import PARTS, STEP_PARTS, DeviceTimer, StepTimer, make_timer, parts_of
 from tests.conftest import FAMILIES, cell_spec, prepared_in_memory
 
 SLOW_SECONDS = 0.15
@@ -81,6 +81,20 @@ def test_a_device_is_read_at_reports_alone_and_its_events_are_used_again(monkeyp
     seconds = timer.take()
     assert (seconds["other"], seconds["forward"], sum(seconds.values())) == (1000.0, 2000.0, 3000.0)
     assert Event.made < 200
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_gpu_s_work_belongs_to_the_part_that_asked_for_it() -> None:
+    timer, x = make_timer(torch.device("cuda")), torch.randn(4096, 4096, device="cuda")
+    timer.take()
+    with timer.part("forward"):
+        for _ in range(20):
+            x = x @ x * 1e-2
+    with timer.part("recording"):
+        time.sleep(0.001)
+    seconds = timer.take()
+    assert seconds["forward"] > 10 * seconds["recording"] > 0
 
 
 class Ticking:
