@@ -71,4 +71,5 @@ def _values(history: Sequence[Mapping[str, float]], key: str) -> list[float]:
 
 def _time(seconds: float) -> str:
     """Of a step: in milliseconds below a second."""
-    return f"{number(seconds)} s" if seconds >= 1 else f"{number(1000 * seconds)} ms"
+    value, unit = (seconds, "s") if seconds >= 1 else (1000 * seconds, "ms")
+    return f"{number(float(f'{value:.4g}'))} {unit}"

@@ -24,7 +24,7 @@ def test_means_weigh_steps_and_shares_add_up() -> None:
     section = step_time_section([*HISTORY, SPEED])
     assert section is not None
     assert [(row["name"], row["mean"], row["last"]) for row in section["rows"]] == [
-        ("backward", "7.000 ms", "8 ms"),
+        ("backward", "7 ms", "8 ms"),
         ("forward", "3.500 ms", "4 ms"),
         ("validation", "1.500 ms", "2 ms"),
     ]
