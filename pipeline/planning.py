@@ -39,6 +39,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
             "examples_per_step": training.batch_size,
             "checkpoints": store.path("training", run),
             "checkpoint_every": training.checkpoint_every,
+            "checkpoint_minutes": training.checkpoint_minutes,
         },
         "mlflow": {"uri": resolve_uri(store, spec.tracking.uri), "experiment": spec.tracking.experiment},
         "registry": spec.registry.name,

@@ -41,6 +41,7 @@ NOT_IDENTITY: Any = {
         "use_gpu",
         "report_every",
         "checkpoint_every",
+        "checkpoint_minutes",
         "validate_every",
         "keep_checkpoints",
         "max_failures",

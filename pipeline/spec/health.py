@@ -20,6 +20,7 @@ class HealthSpec(Strict):
     with a smaller one the same batches did no harm (Chowdhery et al. 2022, section 5.1, saw that the batches of a spike
     gave none from other weights), while every example is still seen once an epoch. Seconds in the loop count on, so
     `max_seconds` holds; with a schedule over time the learning rate is then further down than it was at that step.
+    With `training.checkpoint_minutes` the clock decides which step's checkpoint is the last, and how far it goes back.
     The last checkpoint is kept in memory for that: as much as the weights and the optimisers take.
     """
 

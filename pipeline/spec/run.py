@@ -55,6 +55,9 @@ class TrainingSpec(Strict):
     `init_from` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder, a checkpoint's folder) with
     whose weights the training begins, as far as they fit; its optimisers and schedule begin anew. `transfer` says which
     parameters then train when, and how fast.
+    A checkpoint comes every `checkpoint_every` steps and, where `checkpoint_minutes` is given, with the first report
+    after so many minutes without one; the last `keep_checkpoints` are kept. They are written beside the training, one
+    at a time. When they are taken changes no weight, but with `health.rollback` it decides where that goes back to.
     `health` says what happens when a training explodes, `early_stopping` when it ends before its limit. With either
     `early_stopping` or `keep_best` the bundle gets the weights (averaged, where there is an average) of the validation
     with the lowest objective, not the last ones; checkpoints go on from the last ones all the same.
@@ -86,6 +89,7 @@ class TrainingSpec(Strict):
     use_gpu: bool | Literal["auto"] = "auto"
     report_every: Count = 50
     checkpoint_every: Count = 1000
+    checkpoint_minutes: Annotated[float | None, Field(gt=0)] = None
     validate_every: Count = 1000
     keep_checkpoints: Count = 2
     max_failures: Annotated[int, Field(ge=0)] = 2

@@ -1,13 +1,15 @@
 """Checkpoints: everything that a run needs to go on, in a folder of safetensors and one JSON.
 
-Written by rank 0, read by every rank. Nothing is pickled, and each file's sha256 is in `state.json`, which is
-written last: a checkpoint that was cut short or changed is found before it is trusted.
+Taken by every rank, written by rank 0, read by every rank. Nothing is pickled. Each file's sha256 is in `state.json`,
+which is written last and has its own: a checkpoint that was cut short or changed is found before it is trusted. What a
+checkpoint holds is copied first and written afterwards, so that another thread can write while training goes on.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,11 +22,13 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import RunSpec
 from pipeline.training.course import Course
-from pipeline.training.steps import Stepper
+from pipeline.training.steps import Stepper, copied
 from pipeline.training.stopping import keeps_best
 
 FORMAT = 1
 STATE = "state.json"
+OWN_DIGEST = "state_sha256"
+"""In `state.json`, the sha256 of all else in it."""
 FREE_TO_CHANGE = (
     ("storage",),
     ("tracking",),
@@ -41,6 +45,7 @@ FREE_TO_CHANGE = (
     ("training", "use_gpu"),
     ("training", "report_every"),
     ("training", "checkpoint_every"),
+    ("training", "checkpoint_minutes"),
     ("training", "validate_every"),
     ("training", "keep_checkpoints"),
     ("training", "max_failures"),
@@ -60,13 +65,46 @@ class Position:
     seconds: float = 0.0
 
 
+@dataclass(frozen=True)
+class State:
+    """What a checkpoint holds of a stepper, in the host's memory and apart from it: the tensors of each file, and the
+    course as JSON."""
+
+    tensors: dict[str, dict[str, Tensor]]
+    course: dict[str, Any]
+
+
+def take_state(stepper: Stepper) -> State | None:
+    """Copy what a checkpoint holds; a collective. Rank 0, which writes it, gets the state, and the others None."""
+    carry = stepper.global_carry()
+    return state_of(stepper, carry) if stepper.rank == 0 else None
+
+
+def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:
+    """Copies of all that changes in a stepper; `carry` is `stepper.global_carry()`, which all ranks must call."""
+    tensors = {
+        "weights.safetensors": copied(stepper.weights()),
+        "average.safetensors": copied(stepper.average),
+        "optimizer.safetensors": copied(stepper.optimizer_tensors()),
+        # Kept in the host's memory, and replaced by the next best, never changed: it needs no copy.
+        "best.safetensors": stepper.best,
+        "carry.safetensors": copied({str(number): part for number, part in enumerate(carry)}),
+    }
+    return State(tensors, stepper.course.as_dict())
+
+
 def save_checkpoint(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Position, spec: RunSpec) -> None:
-    """Write a checkpoint into `folder`; `carry` is `stepper.global_carry()`, which all ranks must call.
+    """Write a checkpoint of `stepper` into `folder`; see `state_of` and `write_state`."""
+    write_state(folder, state_of(stepper, carry), at, spec)
+
+
+def write_state(folder: Path, state: State, at: Position, spec: RunSpec) -> None:
+    """Write a checkpoint into `folder`, and wait until the disk has it.
 
     Raises: StorageError (a full disk, permissions); what was written is then no checkpoint, for want of its state.
     """
     try:
-        _write(folder, stepper, carry, at, spec)
+        _write(folder, state, at, spec)
     except (OSError, SafetensorError) as error:
         raise StorageError(
             f"{folder}: the checkpoint of step {at.step} cannot be written: {error}; free some space, or lower "
@@ -74,31 +112,28 @@ def save_checkpoint(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], a
         ) from error
 
 
-def _write(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Position, spec: RunSpec) -> None:
+def _write(folder: Path, state: State, at: Position, spec: RunSpec) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    files = {
-        "weights.safetensors": stepper.weights(),
-        "average.safetensors": stepper.average,
-        "optimizer.safetensors": stepper.optimizer_tensors(),
-        "best.safetensors": stepper.best,
-        "carry.safetensors": {str(number): part for number, part in enumerate(carry)},
-    }
     digests = {}
-    for name, tensors in files.items():
-        # Safetensors refuses tensors that share memory, as tied weights do; a copy does not.
-        save_file({key: value.detach().cpu().clone().contiguous() for key, value in tensors.items()}, folder / name)
-        digests[name] = sha256_of(folder / name)
-    state = {
+    for name, tensors in state.tensors.items():
+        save_file({key: value.contiguous() for key, value in tensors.items()}, folder / name)
+        with (folder / name).open("rb") as file:
+            digests[name] = hashlib.file_digest(file, "sha256").hexdigest()
+            os.fsync(file.fileno())
+    values = {
         "format": FORMAT,
         "step": at.step,
         "seconds": at.seconds,
         "torch": torch.__version__,
         "spec": spec.as_dict(),
-        "course": stepper.course.as_dict(),
+        "course": state.course,
         "sha256": digests,
     }
     temporary = folder / f"{STATE}.tmp"
-    temporary.write_text(json.dumps(state, indent=1))
+    with temporary.open("w") as file:
+        json.dump({**values, OWN_DIGEST: _digest_of(values)}, file, indent=1)
+        file.flush()
+        os.fsync(file.fileno())
     temporary.replace(folder / STATE)
 
 
@@ -148,16 +183,28 @@ def load_scoring_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What `state.json` says. Raises: CheckpointError when it is missing, unreadable or of another format."""
+    """What `state.json` says. Raises: CheckpointError when it is missing, unreadable, changed or of another format."""
     try:
-        state: dict[str, Any] = json.loads((folder / STATE).read_text())
+        state: Any = json.loads((folder / STATE).read_text())
     except FileNotFoundError:
         raise CheckpointError(f"{folder}: no {STATE}, so this is no whole checkpoint; take an older one") from None
+    except OSError as error:
+        raise CheckpointError(f"{folder / STATE}: cannot be read: {error}; take an older checkpoint") from None
     except ValueError as error:
         raise CheckpointError(f"{folder / STATE}: not valid JSON ({error}); take an older checkpoint") from None
-    if state.get("format") != FORMAT:
-        raise CheckpointError(f"{folder}: checkpoint format {state.get('format')}, this version reads {FORMAT}")
-    return state
+    found = state.get("format") if isinstance(state, dict) else None
+    if found != FORMAT:
+        raise CheckpointError(f"{folder}: checkpoint format {found}, this version reads {FORMAT}")
+    # A checkpoint from before there was one has no digest of its own.
+    if (digest := state.pop(OWN_DIGEST, None)) is not None and digest != _digest_of(state):
+        raise CheckpointError(f"{folder / STATE}: its sha256 is not the one in it: it was changed; take an older one")
+    return dict(state)
+
+
+def verify(folder: Path) -> None:
+    """Look whether a checkpoint is whole and as it was written. Raises: CheckpointError."""
+    for name, digest in read_state(folder)["sha256"].items():
+        _check(folder / name, digest)
 
 
 def spec_differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -182,10 +229,22 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _read(path: Path, digest: str) -> dict[str, Tensor]:
+def _digest_of(state: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
+
+
+def _check(path: Path, digest: str) -> None:
     try:
-        if sha256_of(path) != digest:
-            raise CheckpointError(f"{path}: its sha256 is not the one in {STATE}: it was changed; take an older one")
+        seen = sha256_of(path)
+    except OSError as error:
+        raise CheckpointError(f"{path}: the checkpoint cannot be read: {error}; take an older one") from None
+    if seen != digest:
+        raise CheckpointError(f"{path}: its sha256 is not the one in {STATE}: it was changed; take an older one")
+
+
+def _read(path: Path, digest: str) -> dict[str, Tensor]:
+    _check(path, digest)
+    try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path}: the checkpoint cannot be read: {error}; take an older one") from None

@@ -67,6 +67,12 @@ KINDS = {
         "The generator learns nothing: its gradient has vanished, or it gives blank examples.",
         "Take loss: non_saturating, hinge or wasserstein with gradient_penalty; lower critic_steps.",
     ),
+    "checkpoint_refused": Kind(
+        "Checkpoint refused",
+        "The newest checkpoint was damaged, half-written or of another format; the one before was taken, and its steps "
+        "were taken again.",
+        "Look at the disk or the store: what was written there came back changed.",
+    ),
     "rolled_back": Kind(
         "Rolled back",
         "The training exploded and went on from its last checkpoint with a smaller learning rate.",

@@ -1,12 +1,11 @@
 """Launching a training from the driver: as a Ray Train run, or in this process, and following its progress.  [ray]
 
-The same name and storage resume by themselves: Ray Train finds the run's last checkpoint in its folder.
+The same name and storage resume by themselves: the workers find the run's checkpoints in its folder (`shelf`).
 """
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+import contextlib
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,15 +18,17 @@ from torch import Tensor
 
 import pipeline.errors
 from pipeline.data.prepared import Prepared
-from pipeline.errors import TrainingFailedError
+from pipeline.errors import CheckpointError, StorageError, TrainingFailedError
 from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
-from pipeline.storage import Store
-from pipeline.training.checkpoint import Position, load_scoring_weights, save_checkpoint
+from pipeline.storage import Store, open_store
+from pipeline.training.checkpoint import Position, load_scoring_weights
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
+from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
+from pipeline.training.shelf import Shelf, shelf_of
 from pipeline.training.steps import Stepper
 from pipeline.training.timing import parts_of
 from pipeline.training.tracing import keep_trace
@@ -36,18 +37,19 @@ if TYPE_CHECKING:
     from ray.train import UserCallback
 
 POLL_SECONDS = 0.25
-TELLING_WAIT = 0.05
-"""The share of the time spent waiting for data from which on progress says so."""
-OF_THE_MACHINE = {
+NOT_SHOWN = (
     "train/lr",
     "train/examples_per_second",
     "train/steps_per_second",
     "train/data_wait_share",
+    "train/checkpoint_seconds",
     "train/peak_memory_mib",
     "train/model_tflops_per_second",
     "train/mfu",
-}
-"""What is no loss: progress has its own words for it, or none."""
+)
+"""Of the metrics of a report, those that progress says in other words or not at all."""
+TELLING_WAIT = 0.05
+"""The share of the time spent waiting for data from which on progress says so."""
 
 
 @dataclass
@@ -80,7 +82,7 @@ def train_with_ray(
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
     or TrainingFailedError when workers failed oftener than `training.max_failures`.
     """
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     from pipeline.ray_session import gpus, is_own
@@ -89,7 +91,12 @@ def train_with_ray(
 
     training = spec.training
     use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
-    config = WorkerConfig(spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights)
+    config = WorkerConfig(
+        spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights, bool(callbacks)
+    )
+    shelf = shelf_of(store, run_key, training)
+    # Of a run that was begun when Ray still kept the checkpoints: it will not start when one of them is gone.
+    shelf.store.delete_file("checkpoint_manager_snapshot.json")
     trainer = LeanTorchTrainer(
         train_worker,
         own_ray=is_own(),
@@ -105,7 +112,6 @@ def train_with_ray(
             storage_path=store.path("training"),
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
-            checkpoint_config=CheckpointConfig(num_to_keep=training.keep_checkpoints),
             callbacks=list(callbacks) or None,
         ),
     )
@@ -117,14 +123,26 @@ def train_with_ray(
     value: dict[str, Any] = result.return_value or {}
     if "failure" in value:
         raise getattr(pipeline.errors, value["failure"])(value["message"])
-    if result.checkpoint is None:
-        raise TrainingFailedError(f"{run_key}: training ended without a checkpoint; see {result.path}")
-    with result.checkpoint.as_directory() as folder:
-        weights = load_scoring_weights(Path(folder))
-    metrics = {k: v for k, v in (result.metrics or {}).items() if isinstance(v, float)}
-    step = int(value.get("step", (result.metrics or {}).get("step", 0)))
-    seconds, warnings = float(value.get("seconds", 0.0)), value.get("warnings", [])
-    return Trained(step, seconds, weights, follower.first_step_at, metrics, warnings)
+    if "step" not in value:
+        raise TrainingFailedError(f"{run_key}: training ended without telling where; see {result.path}")
+    weights, metrics, warnings = _final_weights(shelf, value["step"]), value["metrics"], value["warnings"]
+    return Trained(value["step"], value["seconds"], weights, follower.first_step_at, metrics, warnings)
+
+
+def _final_weights(shelf: Shelf, step: int) -> dict[str, Tensor]:
+    """Those for scores, of the checkpoint with which a training ended. An older one would be of a shorter training.
+
+    Raises: CheckpointError when it was damaged since.
+    """
+    try:
+        with shelf.opened(step) as folder:
+            assert folder is not None
+            return load_scoring_weights(folder)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error}; training ended with it, so run the same command: it goes on from the checkpoint before, and "
+            "writes this one again"
+        ) from error
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -185,7 +203,7 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
         parts.append(f"{metrics['train/examples_per_second']:,.0f} examples/s")
-    shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in OF_THE_MACHINE]
+    shown = [(k, v) for k, v in metrics.items() if k.startswith("train/") and k not in NOT_SHOWN]
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
@@ -209,7 +227,10 @@ def largest_part(metrics: Mapping[str, float]) -> list[str]:
 
 
 class LocalHooks:
-    """Reports, warnings and checkpoints of a training in this process: MLflow where given, files, callbacks."""
+    """Reports, warnings and checkpoints of a training in this process: MLflow where given, files, callbacks.
+
+    With `beside`, checkpoints are written by a thread, as workers of Ray Train do, and `close` waits for the last.
+    """
 
     def __init__(
         self,
@@ -218,14 +239,23 @@ class LocalHooks:
         recorder: RunRecorder | None = None,
         on_report: Callable[[Position, dict[str, float]], None] | None = None,
         on_warning: Callable[[HealthWarning], None] | None = None,
+        shelf: Shelf | None = None,
+        beside: bool = False,
         on_trace: Callable[[Path], None] | None = None,
     ) -> None:
         self.spec, self.folder, self.recorder = spec, folder, recorder
+        self.saver: Saver | None = None
+        if shelf is None and folder is not None:
+            shelf = Shelf(open_store(str(folder)), spec.training.keep_checkpoints)
+        if shelf is not None:
+            self.saver = Saver(shelf, spec, flushing(recorder), beside)
         self.on_report, self.on_warning, self.on_trace = on_report, on_warning, on_trace
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
+        if self.saver is not None:
+            self.saver.check()
         self.metrics |= metrics
         if self.recorder is not None:
             self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
@@ -238,16 +268,13 @@ class LocalHooks:
             self.on_warning(warning)
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=self.folder) as temporary:
-            save_checkpoint(Path(temporary, "new"), stepper, stepper.global_carry(), at, self.spec)
-            target = self.folder / f"step-{at.step:08d}"
-            shutil.rmtree(target, ignore_errors=True)
-            Path(temporary, "new").rename(target)
-        for old in local_checkpoints(self.folder)[: -self.spec.training.keep_checkpoints]:
-            shutil.rmtree(old)
+        if self.saver is not None:
+            self.saver.save(stepper, at)
+
+    def close(self) -> None:
+        """Wait for the last checkpoint. Raises: StorageError."""
+        if self.saver is not None:
+            self.saver.wait()
 
     def trace(self, folder: Path) -> None:
         if self.on_trace is not None:
@@ -269,14 +296,19 @@ def train_in_process(
     progress: Progress,
     initial_weights: str | None = None,
 ) -> Trained:
-    """Train in this process, without Ray Train (`training.num_workers: 0`). Raises: NonFiniteLossError."""
-    folder = store.local_path("training", run_key)
-    found = local_checkpoints(folder)
+    """Train in this process, without Ray Train (`training.num_workers: 0`).
+
+    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError.
+    """
+    shelf = shelf_of(store, run_key, spec.training)
+    found = shelf.find()
+    shelf.clear()
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
     if spec.training.threads_per_worker:
         torch.set_num_threads(spec.training.threads_per_worker)
-    initial = read_weights(store, initial_weights) if initial_weights and not found else None
-    session = Session(spec, prepared, device, resume_from=found[-1] if found else None, initial_weights=initial)
+    with shelf.opened(found.step) as resume_from:
+        initial = read_weights(store, initial_weights) if initial_weights and resume_from is None else None
+        session = Session(spec, prepared, device, resume_from=resume_from, initial_weights=initial)
     recorder = RunRecorder(tracking_uri, run_id, system_metrics=True) if tracking_uri and run_id else None
 
     def show(at: Position, metrics: dict[str, float]) -> None:
@@ -285,20 +317,24 @@ def train_in_process(
             "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
         )
 
-    hooks = LocalHooks(
-        spec,
-        folder,
-        recorder,
-        show,
-        lambda warning: progress(WARNING, 0, None, warning.in_words()),
-        lambda traced: keep_trace(traced, store, run_key, recorder),
-    )
+    def say(warning: HealthWarning) -> None:
+        progress(WARNING, 0, None, warning.in_words())
+
+    def keep(traced: Path) -> None:
+        keep_trace(traced, store, run_key, recorder)
+
+    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, on_trace=keep)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
+        if (warning := refusal(found, session.stepper.course)) is not None:
+            hooks.warn(session.start, warning)
         end = session.run(hooks)
+        hooks.close()
     finally:
         torch.set_flush_denormal(False)
+        with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
+            hooks.close()
         if recorder is not None:
             recorder.close()
     stepper = session.stepper

@@ -102,10 +102,11 @@ class _Waiting:
 
 
 class Clock:
-    """Seconds in the loop, over resumptions, that all ranks agree on: rank 0's, looked at now and then."""
+    """Seconds in the loop, over resumptions, that all ranks agree on: rank 0's, looked at now and then where something
+    `goes_by` them."""
 
-    def __init__(self, before: float, limit: float | None, world_size: int, device: torch.device) -> None:
-        self.before, self.limit, self.world_size, self.device = before, limit, world_size, device
+    def __init__(self, before: float, goes_by: bool, world_size: int, device: torch.device) -> None:
+        self.before, self.goes_by, self.world_size, self.device = before, goes_by, world_size, device
         self.start = time.monotonic()
         self.shared = before
 
@@ -116,7 +117,7 @@ class Clock:
         """The seconds that all ranks use at this step."""
         if self.world_size == 1:
             self.shared = self.own()
-        elif self.limit is not None and step % CLOCK_EVERY == 0:
+        elif self.goes_by and step % CLOCK_EVERY == 0:
             seconds = torch.tensor(self.own(), dtype=torch.float64, device=self.device)
             dist.broadcast(seconds, 0)
             self.shared = float(seconds)
@@ -127,6 +128,11 @@ def progress_of(training: TrainingSpec, step: int, seconds: float) -> float:
     """The share of the training done, in [0, 1]: by steps or by time, whichever is nearer its end."""
     by_time = 0.0 if training.max_seconds is None else seconds / training.max_seconds
     return min(1.0, max(step / training.steps, by_time))
+
+
+def is_due(training: TrainingSpec, seconds: float) -> bool:
+    """Whether `seconds` without a checkpoint are enough for one by the clock."""
+    return training.checkpoint_minutes is not None and seconds >= 60 * training.checkpoint_minutes
 
 
 def run_loop(
@@ -142,12 +148,14 @@ def run_loop(
 
     Reports come every `report_every` steps, validation every `validate_every`, checkpoints every `checkpoint_every`,
     each also at the end; a report goes before a validation and a checkpoint, so that nothing unhealthy is saved and a
-    resumed run judges the same means. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks)
-    of the time since the last report that steps spent waiting for their batches. `time/…_seconds` are the parts of a
-    step (`timing.PARTS`; seconds a step, mean over ranks), which add up to all the time since the last report.
-    Raises: NonFiniteLossError.
+    resumed run judges the same means. A checkpoint by the clock waits for a report that comes anyway, so that its time
+    changes no report. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks) of the time since
+    the last report that steps spent waiting for their batches; `train/checkpoint_seconds` is how long the checkpoint at
+    the last report stopped this rank (0 without one). `time/…_seconds` are the parts of a step (`timing.PARTS`; seconds
+    a step, mean over ranks), which add up to all the time since the last report. Raises: NonFiniteLossError.
     """
-    clock = Clock(start.seconds, training.max_seconds, stepper.world_size, stepper.device)
+    by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
+    clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
     step = start.step
     progress = progress_of(training, step, clock.look(step))
     instruments = instruments or Instruments(stepper)
@@ -157,6 +165,7 @@ def run_loop(
     watch = Watch(stepper.course)
     watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
     back = WayBack(training.health, stepper, step)
+    saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
             with instruments.step(step):
@@ -166,9 +175,10 @@ def run_loop(
             progress = progress_of(training, step, clock.look(step))
             ends, at = progress >= 1.0, Position(step, clock.own())
             validates = validate is not None and (ends or step % training.validate_every == 0)
-            saves = ends or step % training.checkpoint_every == 0
-            if not (saves or validates or step % training.report_every == 0):
+            saves, reports = ends or step % training.checkpoint_every == 0, step % training.report_every == 0
+            if not (saves or validates or reports):
                 continue
+            saves = saves or is_due(training, clock.shared - saved_at)
             with instruments.part("report"):
                 means.add(stepper.weight_norms())
                 metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
@@ -195,6 +205,7 @@ def run_loop(
         metrics["train/steps_per_second"] = (step - last_step) / elapsed
         metrics["train/data_wait_share"] = waited / elapsed
         metrics |= instruments.metrics(measured, step - last_step, elapsed)
+        metrics["train/checkpoint_seconds"], saving_seconds = saving_seconds, 0.0
         if validate is not None and validates:
             with instruments.part("validation"):
                 scores, signs = validate(stepper, progress)
@@ -211,8 +222,10 @@ def run_loop(
                 if warning.times == 1:
                     hooks.warn(at, warning)
         if ends or saves:
+            began = time.monotonic()
             with instruments.part("checkpoint"):
                 hooks.checkpoint(at, stepper)
                 back.keep(step)
+            saved_at, saving_seconds = clock.shared, time.monotonic() - began
         last_time, last_step = time.monotonic(), step
     return Position(step, clock.own())

@@ -9,27 +9,29 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray.train
+import ray.train.collective
 import torch
 from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.prepared import open_prepared
-from pipeline.errors import AtelierError, StorageError, TrackingError
+from pipeline.errors import AtelierError, CheckpointError, StorageError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
-from pipeline.training.checkpoint import Position, save_checkpoint
+from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
+from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
+from pipeline.training.shelf import Found, Shelf, shelf_of
 from pipeline.training.steps import Stepper
 from pipeline.training.tracing import keep_trace
 
@@ -47,6 +49,8 @@ class WorkerConfig:
     tracking_uri: str | None
     run_id: str | None
     initial_weights: str | None = None
+    listened: bool = False
+    """Whether a callback of the driver's wants a report of every checkpoint, as Tune does."""
 
     def as_dict(self) -> dict[str, Any]:
         return dict(vars(self))
@@ -71,17 +75,18 @@ def set_threads(threads: int | None, local_workers: int) -> int:
 
 
 class WorkerHooks:
-    """Reports of one rank: to MLflow and the driver (rank 0), checkpoints through Ray (all ranks)."""
+    """Reports of one rank: to MLflow, the driver and, as checkpoints, the shelf (rank 0); and to Ray where somebody
+    listens (all ranks, since that is a collective)."""
 
-    def __init__(self, session: Session, config: WorkerConfig) -> None:
+    def __init__(self, session: Session, config: WorkerConfig, shelf: Shelf) -> None:
         self.session, self.config = session, config
         self.recorder: RunRecorder | None = None
         if session.rank == 0 and config.tracking_uri and config.run_id:
             self.recorder = RunRecorder(config.tracking_uri, config.run_id, system_metrics=True)
             # Started now, the recorder's thread imports MLflow while the first steps are taken.
             self.recorder.start()
+        self.saver = Saver(shelf, session.spec, flushing(self.recorder))
         self.first_step_at: float | None = None
-        self.last_checkpoint = "none yet"
         self.metrics: dict[str, float] = {}
         self.warnings: list[str] = []
 
@@ -89,6 +94,7 @@ class WorkerHooks:
         self.metrics |= metrics
         if self.session.rank != 0:
             return
+        self.saver.check()
         if self.recorder is not None:
             self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
         self.tell("training", at)
@@ -106,33 +112,39 @@ class WorkerHooks:
         tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
-        carry = stepper.global_carry()
-        metrics = {**self.metrics, "step": at.step}
-        if self.session.rank != 0:
-            ray.train.report(metrics)
-            return
-        if self.recorder is not None:
-            # A resumed run reports from the checkpoint on, so what came before it must not be lost with this process.
-            with contextlib.suppress(TrackingError):
-                self.recorder.flush()
-        with tempfile.TemporaryDirectory() as folder:
-            save_checkpoint(Path(folder), stepper, carry, at, self.session.spec)
-            name = f"step-{at.step:08d}"
-            try:
-                ray.train.report(metrics, ray.train.Checkpoint.from_directory(folder), checkpoint_dir_name=name)
-            except OSError as error:
-                raise StorageError(
-                    f"{self.config.storage}: the checkpoint of step {at.step} cannot be stored: {error}; free some "
-                    "space and run the same command: it continues at the checkpoint before"
-                ) from error
-        self.last_checkpoint = f"step {at.step}"
+        self.saver.save(stepper, at)
+        if self.config.listened:
+            ray.train.report({**self.metrics, "step": at.step})
 
     def trace(self, folder: Path) -> None:
         keep_trace(folder, open_store(self.config.storage), self.config.run_key, self.recorder)
 
     def close(self) -> None:
+        """Wait for the last checkpoint, whatever comes of it, and send MLflow the rest."""
+        with contextlib.suppress(StorageError):
+            self.saver.wait()
         if self.recorder is not None:
             self.recorder.close()
+
+
+def find_checkpoint(shelf: Shelf, rank: int, world_size: int) -> Found:
+    """What this start goes on from: rank 0 looks, verifies and clears away, and all ranks go by what it found.
+
+    Raises: CheckpointError, StorageError, on every rank alike.
+    """
+    answer: tuple[Found, AtelierError | None] = Found(), None
+    if rank == 0:
+        try:
+            answer = shelf.find(), None
+            shelf.clear()
+        except (CheckpointError, StorageError) as error:
+            answer = Found(), error
+    if world_size > 1:
+        answer = ray.train.collective.broadcast_from_rank_zero(answer)
+    found, failure = answer
+    if failure is not None:
+        raise failure
+    return found
 
 
 def train_worker(values: dict[str, Any]) -> dict[str, Any]:
@@ -151,19 +163,28 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     # helpers.
     torch.set_flush_denormal(True)
     hooks: WorkerHooks | None = None
+    store = open_store(config.storage)
+    shelf = shelf_of(store, config.run_key, spec.training)
     try:
-        prepared = open_prepared(open_store(config.storage), config.prepared_key)
-        with _latest_checkpoint() as resume_from:
+        found = find_checkpoint(shelf, rank, world_size)
+    except AtelierError as error:
+        return _failure(error, None)
+    try:
+        prepared = open_prepared(store, config.prepared_key)
+        with shelf.opened(found.step) as resume_from:
             initial = None
             if config.initial_weights is not None and resume_from is None:
-                initial = read_weights(open_store(config.storage), config.initial_weights)
+                initial = read_weights(store, config.initial_weights)
             session = Session(spec, prepared, get_device(), rank, world_size, resume_from, initial)
-        hooks = WorkerHooks(session, config)
+        hooks = WorkerHooks(session, config, shelf)
         started = session.start
         hooks.first_step_at = time.time()
         if rank == 0:
             hooks.tell("training", started)
+        if (warning := refusal(found, session.stepper.course)) is not None:
+            hooks.warn(started, warning)
         end = session.run(hooks)
+        hooks.saver.wait()
         return {
             "step": end.step,
             "seconds": end.seconds,
@@ -174,18 +195,12 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     except AtelierError as error:
         if world_size > 1:
             raise
-        last = hooks.last_checkpoint if hooks else "none"
-        return {"failure": type(error).__name__, "message": f"{error}; last checkpoint in this start: {last}"}
+        return _failure(error, hooks)
     finally:
         if hooks is not None:
             hooks.close()
 
 
-@contextlib.contextmanager
-def _latest_checkpoint() -> Any:
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint is None:
-        yield None
-        return
-    with checkpoint.as_directory() as folder:
-        yield Path(folder)
+def _failure(error: AtelierError, hooks: WorkerHooks | None) -> dict[str, Any]:
+    last = "none" if hooks is None or hooks.saver.last is None else f"step {hooks.saver.last}"
+    return {"failure": type(error).__name__, "message": f"{error}; last checkpoint in this start: {last}"}
