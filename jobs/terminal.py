@@ -37,6 +37,7 @@ class Terminal:
             TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
             console=self.console,
+            refresh_per_second=2,  # ten, which is the default, takes the training a thirtieth of a core
         )
         self.tasks: dict[str, Any] = {}
         self.last: dict[str, float] = {}

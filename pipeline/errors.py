@@ -59,6 +59,10 @@ class NonFiniteLossError(AtelierError):
     """A loss stopped being finite: carries the phase, the step and the last good checkpoint."""
 
 
+class OutOfMemoryError(AtelierError):
+    """A step does not fit into the memory of its GPU or process: carries the number of examples that does."""
+
+
 class TrainingFailedError(AtelierError):
     """Training ended without a model for a reason that no more specific error covers."""
 

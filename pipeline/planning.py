@@ -17,6 +17,7 @@ def plan(spec: RunSpec) -> dict[str, Any]:
     from pipeline.data.prepared import find_prepared
     from pipeline.inheriting import check_origin
     from pipeline.release.tracking import resolve_uri
+    from pipeline.training.epochs import planned_steps
 
     store = open_store(spec.storage)
     check_origin(spec, resolve_uri(store, spec.tracking.uri))
@@ -29,14 +30,16 @@ def plan(spec: RunSpec) -> dict[str, Any]:
         "prepared": {"key": key, "folder": store.path("prepared", key), "reused": found is not None},
         "run": {"key": run, "resumes": bool(read_state(store, run)), "folder": store.path("runs", run)},
         "workers": {
-            "number": training.num_workers,
+            "number": training.model_dump(mode="json")["num_workers"],
             "cpus_each": training.threads_per_worker or 1,
             "gpu": training.use_gpu,
         },
         "training": {
-            "steps": training.steps,
+            "steps": training.steps if found is None else planned_steps(spec, found),
             "max_seconds": training.max_seconds,
+            "epochs": training.epochs,
             "examples_per_step": training.batch_size,
+            "micro_batch": training.micro_batch,
             "checkpoints": store.path("training", run),
             "checkpoint_every": training.checkpoint_every,
             "checkpoint_minutes": training.checkpoint_minutes,

@@ -45,6 +45,8 @@ NOT_IDENTITY: Any = {
         "validate_every",
         "keep_checkpoints",
         "max_failures",
+        "resize_seconds",
+        "stop_seconds",
         "load",
         "memory_megabytes",
         "profile",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -125,6 +125,9 @@ class PreparedInMemory:
             x, tail = torch.from_numpy(np.stack(encoded)), empty
         label = torch.full((len(x),), -1, dtype=torch.int64)
         return SplitArrays(x=x, label=label, ids=[str(row) for row in range(len(x))], tail=tail)
+
+    def names(self, name: str, rows: Sequence[int]) -> list[str]:
+        return [f"{name}/{row}.raw (id {row:016x})" for row in rows]
 
 
 def prepared_in_memory(spec: RunSpec, train: int = 40, validation: int = 8) -> PreparedInMemory:

@@ -16,6 +16,8 @@ RAY_ROOMS = {
     "pipeline/training/worker.py",
     "pipeline/training/launch.py",
     "pipeline/training/lean_trainer.py",
+    "pipeline/training/asked.py",
+    "pipeline/training/elastic.py",
     "pipeline/evaluation/evaluate.py",
     "pipeline/ray_session.py",
     "pipeline/workflow.py",

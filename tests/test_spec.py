@@ -86,6 +86,12 @@ def test_override_without_a_value_is_refused() -> None:
         (["data.split.kind=given"], "names no test records"),
         (["data.split.kind=position"], "is for text"),
         (["training.num_workers=3"], "batch_size 128 is the global batch and must be a multiple of num_workers 3"),
+        (
+            ["training.num_workers=[1,4]"],
+            r"every number of workers in num_workers [1, 4], so of 12; 120 is the nearest",
+        ),
+        (["training.num_workers=[2,7]"], "so of 420; 420 is the smallest, or narrow the range"),
+        (["training.num_workers=[4,2]"], "num_workers [4, 2]: the first is the least; write [2, 4]"),
         (["data.split.test=0.99"], "leave nothing to train on"),
         (["model.backbone.kind=recurrent"], "a vae over data.codec.kind 'image' needs 'mlp', 'conv' or 'resnet'"),
         (["model.condition.on=[prompt]"], "data.prompt does not say what the prompts are"),

@@ -33,6 +33,12 @@ class Batches(Protocol):
         """End what reads in the background; there are no batches afterwards."""
 
 
+class SplitBatches(Batches, Protocol):
+    """The batches of a split. `per_epoch`: how many global ones hold every example of it once, or every token."""
+
+    per_epoch: float
+
+
 class ShuffledBatches:
     """Examples in a fresh order every epoch; batches run on from one epoch into the next.
 
@@ -51,6 +57,7 @@ class ShuffledBatches:
         device: torch.device | str = "cpu",
     ) -> None:
         self.layout, self.order, self.batch_size = layout, order, batch_size
+        self.per_epoch = order.count / batch_size
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self.home = home_of(arrays.x, self.device)
         self.x, self.label = arrays.x.to(self.home), arrays.label.to(self.home)
@@ -99,6 +106,7 @@ class LaneBatches:
         self.stream = torch.cat([arrays.x.flatten(), arrays.tail.flatten().to(arrays.x.dtype)]).to(self.home)
         tokens = len(self.stream)
         check_tokens(tokens, self.length)
+        self.per_epoch = tokens / (self.length * batch_size)
         lanes = torch.arange(batch_size, device=self.home)[rank::world_size]
         self.starts = lanes * tokens // batch_size
         self.within = torch.arange(self.length + 1, device=self.home)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import torch
 
-from pipeline.data.batches import Batches, LaneBatches, ShuffledBatches
+from pipeline.data.batches import LaneBatches, ShuffledBatches, SplitBatches
 from pipeline.data.lanes import StreamedLanes
 from pipeline.data.layout import Layout
 from pipeline.data.order import Order, window_rows
@@ -25,7 +25,7 @@ def make_batches(
     rank: int = 0,
     world_size: int = 1,
     device: torch.device | str = "cpu",
-) -> Batches:
+) -> SplitBatches:
     """Lanes for continuous text, shuffled examples for everything else, in memory or streamed as `training.load` says.
 
     Shards are not hashed here, once a worker; whoever launches the training has called `Prepared.verify`. Raises:

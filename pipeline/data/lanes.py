@@ -44,6 +44,7 @@ class StreamedLanes:
         self.bounds = np.cumsum([0, *sizes, len(self.tail)], dtype=np.int64)
         self.num_blocks, self.tokens = len(self.bounds) - 1, int(self.bounds[-1])
         check_tokens(self.tokens, self.length)
+        self.per_epoch = self.tokens / (self.length * batch_size)
         self.starts = np.arange(batch_size)[rank::world_size] * self.tokens // batch_size
         # Not further than a row group, so that a lane holds no more than two or three.
         self.distance = min(STEPS_AHEAD, *(shard.group_rows for shard in shards)) * self.length if shards else 0

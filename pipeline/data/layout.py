@@ -97,7 +97,8 @@ class Layout:
         if self.view == "tokens":
             return stored.long()
         # Whole numbers times a Python float are of the default type.
-        return stored * self.scale + self.offset
+        scaled = stored * self.scale
+        return scaled + self.offset if self.offset else scaled
 
     def as_dict(self) -> dict[str, Any]:
         return asdict(self)

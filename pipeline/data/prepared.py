@@ -174,6 +174,28 @@ class Prepared:
         assert done == len(wanted), f"row {wanted[done]:,} of {first:,}"
         return torch.from_numpy(x)
 
+    def names(self, name: str, rows: Sequence[int]) -> list[str]:
+        """What the records of some rows of a split are called: where they lie in the corpus, and their id. Reads that
+        alone, of the row groups that hold them.
+
+        Raises: PreparedDataError naming a shard that is missing, cannot be read, or has not the manifest's rows.
+        """
+        shards = self.shards(name)
+        firsts = [0, *np.cumsum([shard.rows for shard in shards]).tolist()]
+        read: dict[tuple[int, int], tuple[list[str], list[str]]] = {}
+        names: list[str] = []
+        for row in rows:
+            place = int(np.searchsorted(firsts, row, side="right")) - 1
+            if place >= len(shards):
+                names.append("the end of the text")  # tokens behind the last whole window, which have no row
+                continue
+            group, within = divmod(row - firsts[place], shards[place].group_rows)
+            if (place, group) not in read:
+                read[place, group] = shards[place].names(group)
+            origins, ids = read[place, group]
+            names.append(f"{origins[within]} (id {ids[within]})")
+        return names
+
     def verify(self, progress: Progress = silent) -> None:
         """Compare every file of the set with the manifest: size, rows and sha256, a piece at a time in a few threads.
 

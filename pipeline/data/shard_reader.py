@@ -83,6 +83,15 @@ class ShardReader:
                 self._footer = file.metadata
                 return self._x_of(file.read_row_group(number, columns=["x"], use_threads=False))
 
+    def names(self, number: int) -> tuple[list[str], list[str]]:
+        """The origins and the ids of the records of one row group, of which the examples are not read."""
+        with self._explained(), self.store.filesystem.open_input_file(self.where) as stream:
+            self._check_size(stream.size())
+            with _open(stream, self._footer) as file:
+                self._check_rows(file.metadata)
+                table = file.read_row_group(number, columns=["origin", "id"], use_threads=False)
+        return table["origin"].to_pylist(), table["id"].to_pylist()
+
     def check_bytes(self, piece_bytes: int = 2**20) -> None:
         """Read the file piece by piece and also raise when its bytes have changed."""
         sha256 = hashlib.sha256()

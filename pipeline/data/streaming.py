@@ -46,6 +46,7 @@ class StreamedBatches:
         device: torch.device | str = "cpu",
     ) -> None:
         self.shards, self.layout, self.order, self.batch_size = shards, layout, order, batch_size
+        self.per_epoch = order.count / batch_size
         self.rank, self.world_size, self.device = rank, world_size, torch.device(device)
         self._own_per_batch = len(range(rank, batch_size, world_size))
         self._window: Window | None = None

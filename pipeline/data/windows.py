@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import Batches
+from pipeline.data.batches import SplitBatches
 from pipeline.models.base import Batch
 
 
@@ -24,10 +24,11 @@ class WindowedBatches:
     """
 
     def __init__(
-        self, examples: Batches, length: int, window: int, batch_size: int, rank: int = 0, world_size: int = 1
+        self, examples: SplitBatches, length: int, window: int, batch_size: int, rank: int = 0, world_size: int = 1
     ) -> None:
         self.examples, self.window = examples, window
         self.num_windows = -(-length // window)
+        self.per_epoch = examples.per_epoch * self.num_windows
         lanes = torch.arange(batch_size)[rank::world_size]
         self.ahead = lanes * self.num_windows // batch_size
         self._held: dict[int, Batch] = {}

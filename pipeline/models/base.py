@@ -53,6 +53,13 @@ class Batch:
     def __len__(self) -> int:
         return int(self.x.shape[0])
 
+    def of(self, rows: Tensor) -> Batch:
+        """The examples at the places int64 `[R]` of this batch."""
+        prompt = None if self.prompt is None else self.prompt.index_select(0, rows)
+        start = None if self.start is None else self.start.index_select(0, rows)
+        x, label, index = (values.index_select(0, rows) for values in (self.x, self.label, self.index))
+        return Batch(x, label, index, prompt, start)
+
 
 class Noise:
     """Random numbers for the whole global batch, of which this rank takes its slice.
@@ -88,30 +95,37 @@ class Noise:
         return x * (self.uniform(*x.shape) < keep) / keep
 
     def of(self, rows: Tensor, batch_size: int) -> Noise:
-        """The same noise for some `rows` `[R]` of this rank's batch: drawn for all of it, so that which rows they are
-        changes nothing for the others."""
+        """The same noise for some `rows` int64 `[R]` of this rank's batch: drawn for all of it, so that which rows they
+        are changes nothing for the others."""
         return _NoiseOfRows(self, rows, batch_size)
 
 
 class _NoiseOfRows(Noise):
+    """Of a draw for R rows; or for a multiple of R, where rows of several kinds, such as real and generated ones, lie
+    behind each other."""
+
     def __init__(self, whole: Noise, rows: Tensor, batch_size: int) -> None:
         super().__init__(whole.generator, whole.rank, whole.world_size)
-        self.rows, self.batch_size = rows, batch_size
+        self.whole, self.rows, self.batch_size = whole, rows, batch_size
 
     def _slice(self, drawn: Tensor) -> Tensor:
-        return super()._slice(drawn)[self.rows]
+        drawn = self.whole._slice(drawn)
+        kinds = drawn.unflatten(0, (-1, self.batch_size))  # [kinds, B, ...]
+        return kinds.index_select(1, self.rows).flatten(0, 1)
 
     def _shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        return super()._shape((self.batch_size, *shape[1:]))
+        kinds, rest = divmod(shape[0], len(self.rows))
+        assert rest == 0, f"noise for {shape[0]} rows is not for a multiple of {len(self.rows)}"
+        return self.whole._shape((kinds * self.batch_size, *shape[1:]))
 
 
 @dataclass
 class StepContext:
     """What a forward pass may know of the training around it.
 
-    `batch_size` is this rank's; `progress` the share of the training done, in [0, 1]; `carry` the recurrent state
-    `[B, layers, H]` (one tensor for a GRU, two for an LSTM) that the previous step left for these lanes, or None
-    at a start.
+    `batch_size` is that of the pass: this rank's, or a micro-batch of it; `progress` the share of the training done, in
+    [0, 1]; `carry` the recurrent state `[B, layers, H]` (one tensor for a GRU, two for an LSTM) that the previous step
+    left for these lanes, or None at a start.
     """
 
     noise: Noise
@@ -122,7 +136,11 @@ class StepContext:
 
 @dataclass
 class Output:
-    """The loss to descend, a mean over this rank's batch, and detached named means to report."""
+    """The loss to descend, a mean over the examples of the pass, and detached named means to report.
+
+    A mean, not another statistic of them: weighted by their sizes, the losses of parts of a batch must add up to that
+    of the whole, or neither workers nor micro-batches are the same training.
+    """
 
     loss: Tensor
     means: dict[str, Tensor] = field(default_factory=dict)

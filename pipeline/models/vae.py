@@ -151,7 +151,8 @@ class VariationalAutoencoder(GenerativeModel):
             kl = posterior.log_prob(unit) - self.prior.log_ratio(z, seen).view(-1, draws)
             charged = kl.clamp(min=free * self.family.latent_size) if free > 0 else kl
         weights = log_likelihood - kl_weight(self.family, context.progress) * charged  # [B, k]
-        loss = (math.log(draws) - weights.logsumexp(1)).mean()
+        # Of one weight the logarithm of the summed exponentials is that weight, to the last bit.
+        loss = -weights.mean() if draws == 1 else (math.log(draws) - weights.logsumexp(1)).mean()
         elbo = (log_likelihood - kl).detach().mean()
         return Output(loss, {"loss": loss.detach(), "elbo_nats": elbo, "kl_nats": kl.detach().mean()})
 
@@ -221,13 +222,13 @@ class _NoiseOfDraws(Noise):
 
     def __init__(self, noise: Noise, draws: int) -> None:
         super().__init__(noise.generator, noise.rank, noise.world_size)
-        self.draws = draws
+        self.noise, self.draws = noise, draws
 
     def normal(self, *shape: int) -> Tensor:
-        return super().normal(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
+        return self.noise.normal(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
 
     def uniform(self, *shape: int) -> Tensor:
-        return super().uniform(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
+        return self.noise.uniform(shape[0] // self.draws, self.draws, *shape[1:]).flatten(0, 1)
 
 
 def _repeat(x: Tensor, draws: int) -> Tensor:

@@ -92,7 +92,8 @@ def bundle_of(spec: RunSpec) -> dict[str, float]:
 
 
 def _workers(spec: RunSpec) -> int:
-    return max(1, spec.training.num_workers)
+    """Those without which it does not begin."""
+    return max(1, spec.training.fewest_workers)
 
 
 def source_path(spec: RunSpec) -> str | None:

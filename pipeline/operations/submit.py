@@ -34,8 +34,9 @@ SIZE_LIMIT_VARIABLE = "RAY_max_grpc_message_size"
 SIZE_LIMIT = 512 * 1024**2
 """Ray keeps a package in the head's memory and refuses more than this, unless the variable says otherwise."""
 
-STOP_WAIT_SECONDS = 12
-"""How long a stopped job has to mark its MLflow run and to end its workers before it is killed; Ray gives 3 s."""
+STOP_WAIT_SECONDS = 35
+"""How long a stopped job has to save a last checkpoint (`training.stop_seconds`, 20), to mark its MLflow run and to end
+its workers before it is killed; Ray gives 3 s."""
 
 SECRET_WORDS = re.compile(r"(?i)(password|passwd|pwd|secret|token|access_key)[^=&]*=")
 

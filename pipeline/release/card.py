@@ -117,6 +117,7 @@ def _example(spec: RunSpec, manifest: Mapping[str, Any]) -> str:
 def _training(spec: RunSpec) -> list[str]:
     training = spec.training
     limit = f", at most {training.max_seconds:g} s" if training.max_seconds else ""
+    limit += f", at most {training.epochs:g} epochs" if training.epochs else ""
     begun = f"the weights of `{training.init_from}`" if training.init_from else "new weights"
     return [
         f"- {training.steps:,} steps of {training.batch_size} examples{limit}, from {begun}",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Annotated, Any, Literal
 
@@ -43,10 +44,18 @@ class TrainingSpec(Strict):
     """How the model is trained.
 
     `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
-    comes first, after `max_seconds` in the loop (both counted over resumptions); the learning-rate schedule
-    runs over whichever is nearer. `lr` is the peak. `num_workers: 0` trains in the driver's own process,
-    without Ray Train. `placement: pack` keeps the workers on as few nodes as they fit on, `spread` on as many as
-    there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    comes first, after `max_seconds` in the loop (both counted over resumptions) or `epochs` passes over the training
+    split, parts of one too; the learning-rate schedule runs over whichever is nearest. Every batch that a step takes
+    counts to an epoch: a GAN with five steps of its critic takes five. `lr` is the peak.
+    `micro_batch` is how many of a worker's examples go through the network at once, all of them when null: with less,
+    a step adds up the gradients of several passes, which needs less memory, is a little slower, and changes nothing but
+    the rounding of sums. `auto` finds how many fit the memory, before the first step and again where a later one of a
+    single worker does not fit; a run that is resumed may find another number, and then is the same to rounding, not bit
+    for bit. `num_workers: 0` trains in the driver's own process, without Ray Train; `[least, most]` trains on as many
+    workers as the cluster has room for, at the same global batch: with fewer when a node goes and, right after a
+    checkpoint, with more when one comes, for which it looks every `resize_seconds`. A training that SIGTERM stops has
+    `stop_seconds` for a last checkpoint. `placement: pack` keeps the workers on as few nodes as they fit on, `spread`
+    on as many as there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
@@ -66,7 +75,9 @@ class TrainingSpec(Strict):
 
     steps: Count = 10_000
     max_seconds: Annotated[float | None, Field(gt=0)] = None
+    epochs: Annotated[float | None, Field(gt=0)] = None
     batch_size: Count = 128
+    micro_batch: Count | Literal["auto"] | None = None
     load: Literal["auto", "memory", "stream"] = "auto"
     memory_megabytes: Count = 2048
     shuffle_window: Count = 65_536
@@ -83,7 +94,9 @@ class TrainingSpec(Strict):
     ema_decay: Share = 0.0
     init_from: str | None = None
     transfer: TransferSpec = TransferSpec()
-    num_workers: Annotated[int, Field(ge=0)] = 1
+    num_workers: Annotated[int, Field(ge=0)] | tuple[Count, Count] = 1
+    resize_seconds: Annotated[float, Field(gt=0)] = 60
+    stop_seconds: Annotated[float, Field(ge=0)] = 20
     threads_per_worker: Annotated[int | None, Field(ge=1)] = None
     placement: Literal["pack", "spread"] = "pack"
     use_gpu: bool | Literal["auto"] = "auto"
@@ -102,14 +115,32 @@ class TrainingSpec(Strict):
         """Which steps to trace, if any."""
         return (ProfileSpec() if self.profile else None) if isinstance(self.profile, bool) else self.profile
 
+    @property
+    def fewest_workers(self) -> int:
+        """Workers without which it does not train; 0 in the driver's own process."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[0]
+
+    @property
+    def most_workers(self) -> int:
+        """Workers that it trains on where there is room."""
+        return self.num_workers if isinstance(self.num_workers, int) else self.num_workers[1]
+
     @model_validator(mode="after")
     def _batch_divides(self) -> TrainingSpec:
-        if self.num_workers > 1 and self.batch_size % self.num_workers:
-            near = max(1, self.batch_size // self.num_workers) * self.num_workers
-            raise ValueError(
-                f"batch_size {self.batch_size} is the global batch and must be a multiple of num_workers "
-                f"{self.num_workers}; {near} is the nearest below"
-            )
+        fewest, most = self.fewest_workers, self.most_workers
+        if fewest > most:
+            raise ValueError(f"num_workers [{fewest}, {most}]: the first is the least; write [{most}, {fewest}]")
+        numbers = range(max(1, fewest), most + 1)
+        least_common = math.lcm(*numbers)
+        if self.batch_size % least_common:
+            below = self.batch_size // least_common * least_common
+            near = f"{below} is the nearest below" if below else f"{least_common} is the smallest"
+            near += "" if isinstance(self.num_workers, int) else ", or narrow the range"
+            if isinstance(self.num_workers, int):
+                asked = f"a multiple of num_workers {self.num_workers}"
+            else:
+                asked = f"a multiple of every number of workers in num_workers [{fewest}, {most}], so of {least_common}"
+            raise ValueError(f"batch_size {self.batch_size} is the global batch and must be {asked}; {near}")
         return self
 
 

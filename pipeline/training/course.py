@@ -18,7 +18,8 @@ class Course:
     `lr_factor` multiplies the schedule's learning rate; `rollbacks` are the steps at which it exploded. `warnings` is
     by kind (see `health.HealthWarning`). `best_objective` is the lowest of all validations, at `best_step`;
     `without_gain` counts the validations since `gained_from`, the objective that early stopping measures from. `seen`
-    and `streaks` are the recent values, and the counts in a row, of the rules of health.
+    and `streaks` are the recent values, and the counts in a row, of the rules of health. `unreported` is only of a
+    checkpoint between two reports: the sum and the count of each mean since the last one.
     """
 
     lr_factor: float = 1.0
@@ -30,6 +31,7 @@ class Course:
     without_gain: int = 0
     seen: dict[str, list[float]] = field(default_factory=dict)
     streaks: dict[str, int] = field(default_factory=dict)
+    unreported: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
         """A deep copy, of JSON types."""

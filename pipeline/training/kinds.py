@@ -73,6 +73,11 @@ KINDS = {
         "were taken again.",
         "Look at the disk or the store: what was written there came back changed.",
     ),
+    "out_of_memory": Kind(
+        "Out of memory",
+        "A step did not fit into memory, and was taken again with fewer examples at once.",
+        "Set training.micro_batch to the number that fits, or leave it at auto; or lower training.batch_size.",
+    ),
     "rolled_back": Kind(
         "Rolled back",
         "The training exploded and went on from its last checkpoint with a smaller learning rate.",

@@ -6,12 +6,13 @@ The same name and storage resume by themselves: the workers find the run's check
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
+from pipeline.training.allocation import KEEP_FREED_MEMORY
 from pipeline.training.checkpoint import Position, load_scoring_weights
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
@@ -30,19 +32,26 @@ from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf, shelf_of
 from pipeline.training.steps import Stepper
+from pipeline.training.termination import Termination
 from pipeline.training.timing import parts_of
 from pipeline.training.tracing import keep_trace
+from pipeline.training.wishes import Wish
 
 if TYPE_CHECKING:
     from ray.train import UserCallback
 
-POLL_SECONDS = 0.25
+POLL_SECONDS = 0.5
+STOPPED = 143
+"""The exit code of a process that SIGTERM ended."""
+START_SECONDS = "20"
+"""How long an elastic run waits for the number of workers that it found room for, before it looks again."""
 NOT_SHOWN = (
     "train/lr",
     "train/examples_per_second",
     "train/steps_per_second",
     "train/data_wait_share",
     "train/checkpoint_seconds",
+    "train/micro_batch",
     "train/peak_memory_mib",
     "train/model_tflops_per_second",
     "train/mfu",
@@ -80,17 +89,21 @@ def train_with_ray(
     (a name that `initial.keep_weights` gave) if there are any.
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
-    or TrainingFailedError when workers failed oftener than `training.max_failures`.
+    or TrainingFailedError when workers failed oftener than `training.max_failures`; SystemExit when SIGTERM stopped
+    it, with a checkpoint if it came within `training.stop_seconds`.
     """
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
     from pipeline.ray_session import gpus, is_own
+    from pipeline.training.asked import CatchSigterm, ends_when_stopped
     from pipeline.training.lean_trainer import LeanTorchTrainer
     from pipeline.training.worker import WorkerConfig, train_worker
 
     training = spec.training
-    use_gpu = gpus() >= training.num_workers if training.use_gpu == "auto" else training.use_gpu
+    use_gpu = gpus() >= training.fewest_workers if training.use_gpu == "auto" else training.use_gpu
+    if training.fewest_workers < training.most_workers:
+        os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     config = WorkerConfig(
         spec.as_dict(), store.uri, prepared.key, run_key, tracking_uri, run_id, initial_weights, bool(callbacks)
     )
@@ -103,6 +116,7 @@ def train_with_ray(
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,
+            elastic_resize_monitor_interval_s=training.resize_seconds,
             use_gpu=use_gpu,
             placement_strategy=training.placement.upper(),
             resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
@@ -112,12 +126,18 @@ def train_with_ray(
             storage_path=store.path("training"),
             storage_filesystem=None if store.is_local else store.filesystem,
             failure_config=FailureConfig(max_failures=training.max_failures),
-            callbacks=list(callbacks) or None,
+            callbacks=[*callbacks, CatchSigterm()],
+            # On a GPU the memory of steps is not the process's.
+            worker_runtime_env=None if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
     )
-    with _Follower(run_key, training.steps, training.max_seconds, progress) as follower:
+    with (
+        _Follower(run_key, training.steps, training.max_seconds, progress) as follower,
+        ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None) as termination,
+    ):
         try:
             result = trainer.fit()
+            stopped = termination.asked.is_set()
         except RayTrainingFailedError as error:
             raise _cause_of(error) from error
     value: dict[str, Any] = result.return_value or {}
@@ -125,6 +145,8 @@ def train_with_ray(
         raise getattr(pipeline.errors, value["failure"])(value["message"])
     if "step" not in value:
         raise TrainingFailedError(f"{run_key}: training ended without telling where; see {result.path}")
+    if stopped:
+        _leave(progress, value["step"], training.steps)
     weights, metrics, warnings = _final_weights(shelf, value["step"]), value["metrics"], value["warnings"]
     return Trained(value["step"], value["seconds"], weights, follower.first_step_at, metrics, warnings)
 
@@ -143,6 +165,12 @@ def _final_weights(shelf: Shelf, step: int) -> dict[str, Tensor]:
             f"{error}; training ended with it, so run the same command: it goes on from the checkpoint before, and "
             "writes this one again"
         ) from error
+
+
+def _leave(progress: Progress, step: int, steps: int) -> NoReturn:
+    """End as SIGTERM asked. Raises: SystemExit."""
+    progress("stopped", step, steps, f"a checkpoint of step {step:,} is saved; the same command goes on from it")
+    raise SystemExit(STOPPED)
 
 
 def _cause_of(error: Exception) -> Exception:
@@ -189,7 +217,8 @@ class _Follower:
                 for message in values.get("warnings", [])[self.num_said :]:
                     self.progress(WARNING, 0, None, message)
                     self.num_said += 1
-                self.progress("train", values["step"], self.steps, describe(values, self.steps, self.max_seconds))
+                steps = values["steps"]  # of which a limit by epochs may allow fewer than the spec
+                self.progress("train", values["step"], steps, describe(values, steps, self.max_seconds))
             else:
                 waited = time.time() - self.started
                 self.progress("train", 0, self.steps, f"waiting for Ray Train's workers, {waited:.0f} s")
@@ -198,7 +227,8 @@ class _Follower:
 
 
 def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:
-    """One line of progress: speed, losses, time left, and how long training waits for data when that is long."""
+    """One line of progress: speed, losses, time left, how long training waits for data when that is long, and how many
+    examples go through the network at once where that was found."""
     metrics: dict[str, float] = values["metrics"]
     parts: list[str] = []
     if "train/examples_per_second" in metrics:
@@ -207,6 +237,8 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
     parts += [f"{key.removeprefix('train/')} {value:.4g}" for key, value in shown[:3]]
     if metrics.get("train/data_wait_share", 0.0) >= TELLING_WAIT:
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
+    if "train/micro_batch" in metrics:
+        parts.append(f"{metrics['train/micro_batch']:,.0f} at once")
     parts += largest_part(metrics)
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
@@ -241,9 +273,10 @@ class LocalHooks:
         on_warning: Callable[[HealthWarning], None] | None = None,
         shelf: Shelf | None = None,
         beside: bool = False,
+        termination: Termination | None = None,
         on_trace: Callable[[Path], None] | None = None,
     ) -> None:
-        self.spec, self.folder, self.recorder = spec, folder, recorder
+        self.spec, self.folder, self.recorder, self.termination = spec, folder, recorder, termination
         self.saver: Saver | None = None
         if shelf is None and folder is not None:
             shelf = Shelf(open_store(str(folder)), spec.training.keep_checkpoints)
@@ -280,6 +313,12 @@ class LocalHooks:
         if self.on_trace is not None:
             self.on_trace(folder)
 
+    def hear(self) -> Wish:
+        return Wish.END if self.termination is not None and self.termination.asked.is_set() else Wish.NONE
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        """Nothing is left to do: END ends the loop."""
+
 
 def local_checkpoints(folder: Path) -> list[Path]:
     """Checkpoints that `LocalHooks` wrote into `folder`, oldest first."""
@@ -298,7 +337,8 @@ def train_in_process(
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`).
 
-    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError.
+    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError;
+    SystemExit when SIGTERM stopped it, with a checkpoint.
     """
     shelf = shelf_of(store, run_key, spec.training)
     found = shelf.find()
@@ -313,9 +353,8 @@ def train_in_process(
 
     def show(at: Position, metrics: dict[str, float]) -> None:
         values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}
-        progress(
-            "train", at.step, spec.training.steps, describe(values, spec.training.steps, spec.training.max_seconds)
-        )
+        steps = session.training.steps
+        progress("train", at.step, steps, describe(values, steps, spec.training.max_seconds))
 
     def say(warning: HealthWarning) -> None:
         progress(WARNING, 0, None, warning.in_words())
@@ -323,20 +362,24 @@ def train_in_process(
     def keep(traced: Path) -> None:
         keep_trace(traced, store, run_key, recorder)
 
-    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, on_trace=keep)
+    termination = Termination()
+    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, termination=termination, on_trace=keep)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:
         if (warning := refusal(found, session.stepper.course)) is not None:
             hooks.warn(session.start, warning)
-        end = session.run(hooks)
-        hooks.close()
+        with termination:
+            end = session.run(hooks)
+            hooks.close()
     finally:
         torch.set_flush_denormal(False)
         with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
             hooks.close()
         if recorder is not None:
             recorder.close()
+    if termination.asked.is_set():
+        _leave(progress, end.step, spec.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
     return Trained(end.step, end.seconds, stepper.bundled_weights(), first_step_at, hooks.metrics, warnings)

@@ -13,10 +13,13 @@ from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
+from pipeline.training.elastic import ElasticPolicy
+
 
 class LeanTorchTrainer(TorchTrainer):
     """Without the manager of Ray Data's datasets, of which no training here has any, and where `own_ray` says that the
-    cluster ends with this process, without the cleaner of placement groups, which would end with it."""
+    cluster ends with this process, without the cleaner of placement groups, which would end with it. An elastic one
+    changes its number of workers after checkpoints only."""
 
     def __init__(self, *args: Any, own_ray: bool, **options: Any) -> None:
         self._needless = (DatasetsCallback, PlacementGroupCleanerCallback) if own_ray else (DatasetsCallback,)
@@ -26,3 +29,8 @@ class LeanTorchTrainer(TorchTrainer):
         return [
             callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._needless)
         ]
+
+    def _initialize_and_run_controller(self, **options: Any) -> Any:
+        if self.scaling_config.elasticity_enabled:
+            options["scaling_policy"] = ElasticPolicy(self.scaling_config, self.run_config.name)
+        return super()._initialize_and_run_controller(**options)

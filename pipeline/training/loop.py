@@ -21,12 +21,16 @@ from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
-from pipeline.training.health import HealthWarning, Watch
+from pipeline.training.course import Course
+from pipeline.training.health import HealthWarning, Watch, note
 from pipeline.training.instruments import Instruments
 from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
 from pipeline.training.stopping import note_objective, should_stop
+from pipeline.training.wishes import Agreement, Wish
 
+ADDED_TOGETHER = 50
+"""Steps whose means are added up at once."""
 CLOCK_EVERY = 10
 """Steps between two looks at a shared clock, which costs a broadcast when there are several workers."""
 
@@ -37,7 +41,7 @@ Validate = Callable[[Stepper, float], tuple[dict[str, float], dict[str, float]]]
 
 
 class Hooks(Protocol):
-    """What the loop tells the outside. Every rank calls each, equally often."""
+    """What the loop tells the outside, and hears from it. Every rank calls each, equally often."""
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         """Means since the last report, averaged over ranks, under `train/…`, `health/…`, `validation/…`."""
@@ -51,22 +55,56 @@ class Hooks(Protocol):
     def trace(self, folder: Path) -> None:
         """Keep the files in `folder`, this rank's trace of some steps, where the spec asks for one."""
 
+    def hear(self) -> Wish:
+        """What this rank was asked for since it last obeyed, known at once: it is called after every step."""
+
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        """All ranks agreed on `wish`, and the checkpoint it asks for is saved. HOLD is waited for in here."""
+
 
 class _Means:
-    """Running means of what steps report, kept on the device; each over the steps that reported it."""
+    """Running means of what steps report, kept on the device; each over the steps that reported it.
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.counts: dict[str, int] = {}
+    They go on from those that a checkpoint between two reports found unreported. Values are added up some dozens at a
+    time: an operation for each would be a hundredth of a small model's step.
+    """
+
+    def __init__(self, course: Course, device: torch.device) -> None:
+        before, course.unreported = course.unreported, {}
+        self.waiting: dict[str, list[Tensor]] = {}
+        self.sums = {n: torch.tensor(total, dtype=torch.float64, device=device) for n, (total, _) in before.items()}
+        self.counts = {name: count for name, (_, count) in before.items()}
 
     def add(self, means: dict[str, Tensor]) -> None:
         for name, value in means.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-            self.counts[name] = self.counts.get(name, 0) + 1
+            values = self.waiting.setdefault(name, [])
+            values.append(value.detach())
+            if len(values) == ADDED_TOGETHER:
+                self._add_up(name)
+
+    def _add_all_up(self) -> None:
+        for name in list(self.waiting):
+            self._add_up(name)
+
+    def _add_up(self, name: str) -> None:
+        values = self.waiting.pop(name)
+        total = torch.stack(values).double().sum()
+        self.sums[name] = self.sums[name] + total if name in self.sums else total
+        self.counts[name] = self.counts.get(name, 0) + len(values)
+
+    def unreported(self, world_size: int) -> dict[str, tuple[float, int]]:
+        """The sums so far, in the mean over all ranks, and the counts."""
+        self._add_all_up()
+        names = sorted(self.sums)
+        stacked = torch.stack([self.sums[name] for name in names])
+        if world_size > 1:
+            dist.all_reduce(stacked)
+            stacked /= world_size
+        return {name: (total, self.counts[name]) for name, total in zip(names, stacked.tolist(), strict=True)}
 
     def take(self, world_size: int, measured: Sequence[float]) -> tuple[dict[str, float], list[float]]:
         """The means, and those of what each rank `measured`; both over all ranks."""
+        self._add_all_up()
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
         stacked = torch.cat([stacked, stacked.new_tensor(measured)])
@@ -152,7 +190,9 @@ def run_loop(
     changes no report. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks) of the time since
     the last report that steps spent waiting for their batches; `train/checkpoint_seconds` is how long the checkpoint at
     the last report stopped this rank (0 without one). `time/…_seconds` are the parts of a step (`timing.PARTS`; seconds
-    a step, mean over ranks), which add up to all the time since the last report. Raises: NonFiniteLossError.
+    a step, mean over ranks), which add up to all the time since the last report. What `hooks` hear may ask for a
+    checkpoint after any step, which says nothing else: a run resumed from it reports as one that went through. Raises:
+    NonFiniteLossError.
     """
     by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
     clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
@@ -160,11 +200,12 @@ def run_loop(
     progress = progress_of(training, step, clock.look(step))
     instruments = instruments or Instruments(stepper)
     waiting = _Waiting(batches, instruments)
-    means, last_time, last_step = _Means(), time.monotonic(), step
     examples_per_step = training.batch_size * stepper.batches_per_step
     watch = Watch(stepper.course)
     watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
     back = WayBack(training.health, stepper, step)
+    means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
+    agreement = Agreement(hooks.hear, stepper.world_size)
     saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
@@ -176,7 +217,20 @@ def run_loop(
             ends, at = progress >= 1.0, Position(step, clock.own())
             validates = validate is not None and (ends or step % training.validate_every == 0)
             saves, reports = ends or step % training.checkpoint_every == 0, step % training.report_every == 0
+            wish = agreement.look()
             if not (saves or validates or reports):
+                if wish is Wish.NONE:
+                    continue
+                unreported = means.unreported(stepper.world_size)
+                stepper.check_finite({name: total for name, (total, _) in unreported.items()}, step)
+                stepper.course.unreported = unreported
+                with instruments.part("checkpoint"):
+                    hooks.checkpoint(at, stepper)
+                    back.keep(step)
+                    stepper.course.unreported = {}
+                    hooks.obeyed(wish, at)
+                if wish is Wish.END:
+                    return at
                 continue
             saves = saves or is_due(training, clock.shared - saved_at)
             with instruments.part("report"):
@@ -184,6 +238,10 @@ def run_loop(
                 metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
             stepper.check_finite(metrics, step)
             warnings = watch.report(step, metrics)
+            if training.micro_batch is not None:
+                metrics["train/micro_batch"] = float(stepper.micro_batch.size)
+                said, stepper.micro_batch.said = stepper.micro_batch.said, []
+                warnings += [note(stepper.course, "out_of_memory", message, step) for message in said]
             back.check(warnings)
         except (NonFiniteLossError, ExplodedError) as error:
             step, warning = back.go(error, step)
@@ -197,7 +255,7 @@ def run_loop(
                 ) from error
             waiting.take()
             instruments.went_back()
-            means, last_time, last_step = _Means(), time.monotonic(), step
+            means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
             continue
         elapsed = max(time.monotonic() - last_time, 1e-9)
         metrics["train/lr"] = training.lr * share
@@ -221,11 +279,17 @@ def run_loop(
             for warning in warnings:
                 if warning.times == 1:
                     hooks.warn(at, warning)
-        if ends or saves:
+        if ends or saves or wish:
             began = time.monotonic()
             with instruments.part("checkpoint"):
                 hooks.checkpoint(at, stepper)
                 back.keep(step)
             saved_at, saving_seconds = clock.shared, time.monotonic() - began
+        if wish and not ends:
+            with instruments.part("checkpoint"):
+                hooks.obeyed(wish, at)
+            if wish is Wish.END:
+                return at
         last_time, last_step = time.monotonic(), step
+    agreement.close()
     return Position(step, clock.own())

@@ -13,18 +13,21 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from pipeline.data.batches import SplitBatches
 from pipeline.data.feed import make_batches, rows_in_memory
 from pipeline.data.prepared import Prepared
 from pipeline.data.windows import WindowedBatches
-from pipeline.errors import PreparedDataError, TransferError
+from pipeline.errors import OutOfMemoryError, PreparedDataError, TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
 from pipeline.models.base import Batch, Noise, make_generator
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
+from pipeline.training.epochs import with_limit
 from pipeline.training.initial import load_weights
 from pipeline.training.instruments import Instruments
-from pipeline.training.loop import Hooks, run_loop
+from pipeline.training.loop import Hooks, progress_of, run_loop
+from pipeline.training.memory import in_short, in_use, is_out_of_memory
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
 from pipeline.training.tracing import Trace
@@ -65,10 +68,13 @@ class Session:
             load_weights(model, initial_weights, spec.training.init_from)
         self.stepper = Stepper(model, spec.training, spec.seed, device, rank, world_size)
         training = spec.training
-        self.batches = make_batches(prepared, "train", training, spec.seed, rank, world_size, device)
+        self.stepper.name_rows = lambda rows: prepared.names("train", rows)
+        self.batches: SplitBatches = make_batches(prepared, "train", training, spec.seed, rank, world_size, device)
         if model.window is not None:
             length, lanes = self.layout.length, training.batch_size
             self.batches = WindowedBatches(self.batches, length, model.window, lanes, rank, world_size)
+        self.training = with_limit(training, self.batches.per_epoch, self.stepper.batches_per_step)
+        """The spec's, with the steps that its limit by epochs comes to."""
         has_validation = prepared.manifest.splits.get("validation", {}).get("rows", 0) > 0
         # In memory whatever `training.load`, and of a larger split what `memory_megabytes` holds: its first rows.
         most = rows_in_memory(prepared.layout, training.memory_megabytes)
@@ -84,16 +90,26 @@ class Session:
             self.start = load_checkpoint(resume_from, self.stepper, spec)
 
     def run(self, hooks: Hooks) -> Position:
-        """Train to the limit, once. Raises: NonFiniteLossError; PreparedDataError when a streamed shard is damaged."""
+        """Train to the limit, once. Raises: NonFiniteLossError; OutOfMemoryError; PreparedDataError when a streamed
+        shard is damaged."""
         validate = None if self.held_out is None else self.validate
-        stepper, training = self.stepper, self.spec.training
-        trace, profile = None, training.profile_spec()
+        trace, profile = None, self.training.profile_spec()
         if profile is not None:
-            left = training.steps - self.start.step
+            left, stepper = self.training.steps - self.start.step, self.stepper
             trace = Trace(profile, left, stepper.model, stepper.timer, stepper.device, self.rank, hooks.trace)
+        progress = progress_of(self.training, self.start.step, self.start.seconds)
         try:
-            with Instruments(stepper, trace) as instruments:
-                return run_loop(stepper, self.batches, training, hooks, self.start, validate, instruments)
+            if progress < 1.0:
+                self.stepper.find_micro_batch(self.start.step, self.batches, progress)
+            with Instruments(self.stepper, trace) as instruments:
+                return run_loop(self.stepper, self.batches, self.training, hooks, self.start, validate, instruments)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise OutOfMemoryError(
+                f"out of memory beside the passes of a step ({in_use(self.stepper.device)}): {in_short(error)}; take a "
+                "smaller model, or lower evaluation.batch_size where it was in a validation"
+            ) from error
         finally:
             self.batches.close()
 

@@ -10,6 +10,7 @@ import contextlib
 import gc
 import math
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -19,10 +20,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batches import Batches
 from pipeline.errors import NonFiniteLossError
-from pipeline.models.base import Batch, GenerativeModel, Noise, Output, Phase, StepContext, make_generator
+from pipeline.models.base import Batch, GenerativeModel, Output, Phase, StepContext, derive_seed
 from pipeline.spec import TrainingSpec
+from pipeline.training.accumulation import Joined, Run, cut, unsynchronised
+from pipeline.training.blame import NameRows, explain
 from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
+from pipeline.training.guard import Guard, NotFiniteError
+from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
 from pipeline.training.timing import make_timer
 
 NORM_EVERY = 10
@@ -122,6 +127,11 @@ class Stepper:
         self.best: dict[str, Tensor] = {}
         self.course = Course()
         self.timer = make_timer(self.device)
+        self.guard = Guard(self.device, alone=world_size == 1, on_device=self.device.type != "cpu")
+        self.micro_batch = MicroBatch(training.micro_batch, self.local_batch, rank, world_size, self.device)
+        self.batches: Batches | None = None
+        self.name_rows: NameRows | None = None
+        """What users call the records of rows of the training split, where a failure is to name them."""
 
     def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
@@ -166,54 +176,123 @@ class Stepper:
     def step(self, number: int, batches: Batches, progress: float) -> dict[str, Tensor]:
         """Run every phase of step `number` and return this rank's detached means.
 
-        Raises: NonFiniteLossError, on a CPU before the weights are touched; on a GPU, where looking would stall
-        the device, `check_finite` finds it at the next report.
+        Raises: NonFiniteLossError, naming the records that are to blame, with the weights as they were before the step;
+        on a GPU, where looking would stall the device, `check_finite` raises it at the next report, with the weights as
+        they were before the step that failed. OutOfMemoryError, naming how many examples at once would fit.
         """
         means: dict[str, Tensor] = {}
         self._thaw(progress)
-        share = lr_share(self.training, number, progress)
+        share, self.batches = lr_share(self.training, number, progress), batches
+        self.guard.begin(self._undone(progress))
+        try:
+            for phase, run in self.runs(number, batches, progress):
+                self._only(phase)
+                optimizer = self.optimizers[phase.name]
+                for group in optimizer.param_groups:
+                    group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
+                output = self._gradients_of(phase, run)
+                with self.timer.part("optimiser", phase.name):
+                    norm = self._gradient_norm(phase, number)
+                    gradients = [p.grad for p in self.members[phase.name].values() if p.grad is not None]
+                    self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))
+                    self.guard.take_step(optimizer)
+                if output.carry is not None:
+                    self.carry = output.carry
+                means |= norm
+                means.update(output.means)
+        except NotFiniteError as failure:
+            raise self._explained(failure) from None
+        with self.timer.part("optimiser"):
+            self._update_average(number)
+        return means
+
+    def runs(self, number: int, batches: Batches, progress: float) -> Iterator[tuple[Phase, Run]]:
+        """The runs of the phases of step `number`, in order; each is made when the one before was taken."""
         taken = number * self.batches_per_step
         for place, phase in enumerate(self.phases):
             if not self.model.takes(phase.name, progress):
                 taken += phase.repeats if phase.needs_data else 0
                 continue
-            self._only(phase)
-            optimizer = self.optimizers[phase.name]
-            for group in optimizer.param_groups:
-                group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
             for repeat in range(phase.repeats):
-                batch = None
+                batch, read = None, None
                 if phase.needs_data:
-                    batch, taken = batches.batch(taken), taken + 1
-                generator = make_generator(self.seed, "noise", number, place, repeat, device=self.device)
-                noise = Noise(generator, self.rank, self.world_size)
-                context = StepContext(noise, self.local_batch, progress, self.carry)
-                with (
-                    self.timer.part("forward", phase.name),
-                    torch.autocast(self.device.type, torch.bfloat16, enabled=self.half),
-                ):
-                    output: Output = self.modules[phase.name](batch, context)
-                if self._looks_at_losses:
-                    self._check(output.loss, phase.name, number, batch)
-                optimizer.zero_grad(set_to_none=True)
-                with self.timer.part("backward", phase.name):
-                    if self.world_size > 1:
-                        self.timer.watch(output.loss)
-                    output.loss.backward()
-                with self.timer.part("optimiser", phase.name):
-                    means |= self._gradient_norm(phase, number)
-                    optimizer.step()
-                if output.carry is not None:
-                    self.carry = output.carry
-                means.update(output.means)
-        with self.timer.part("optimiser"):
-            self._update_average(number)
-        return means
+                    batch, read, taken = batches.batch(taken), taken, taken + 1
+                yield (
+                    phase,
+                    Run(
+                        phase.name,
+                        number,
+                        read,
+                        batch,
+                        self.local_batch,
+                        derive_seed(self.seed, "noise", number, place, repeat),
+                        self.rank,
+                        self.world_size,
+                        progress,
+                        self.carry,
+                        self.device,
+                        self.half,
+                    ),
+                )
 
-    @property
-    def _looks_at_losses(self) -> bool:
-        """Not on a GPU, which would wait; nor where ranks are to go back together from what all of them then see."""
-        return self.device.type == "cpu" and not (self.world_size > 1 and self.training.health.rollback)
+    def find_micro_batch(self, number: int, batches: Batches, progress: float) -> None:
+        """With `micro_batch: auto`, find how many examples at once fit in step `number`, which is not taken; a
+        collective. Raises: OutOfMemoryError."""
+        if not self.micro_batch.auto:
+            return
+        self._thaw(progress)
+        firsts = dict(reversed(list(self.runs(number, batches, progress))))
+
+        def tries() -> Iterator[tuple[Run, nn.Module]]:
+            for phase in self.phases:
+                if phase in firsts:
+                    self._only(phase)
+                    yield firsts[phase], _PhaseModule(self.model, phase.name)
+
+        self.micro_batch.find(tries(), bytes_to_come(self.optimizers.values(), self._undone(progress)))
+
+    def _undone(self, progress: float) -> list[torch.optim.Optimizer]:
+        """The optimisers that have stepped before the last run of a step."""
+        taken = [phase for phase in self.phases if self.model.takes(phase.name, progress)]
+        return [self.optimizers[phase.name] for phase in taken if phase.repeats > 1 or phase is not taken[-1]]
+
+    def _gradients_of(self, phase: Phase, run: Run) -> Output:
+        """Leave the gradients of a run, of all its examples at once or of one micro-batch after the other."""
+        while True:
+            try:
+                return self._pass(phase, run)
+            except (RuntimeError, MemoryError) as error:
+                if not is_out_of_memory(error):
+                    raise
+                taken = f"{in_use(self.device)} ({in_short(error)})"
+            # After the handler, whose traceback holds what the pass had allocated.
+            self.micro_batch.lower(run, _PhaseModule(self.model, phase.name), taken)
+
+    def _pass(self, phase: Phase, run: Run) -> Output:
+        module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
+        if self.micro_batch.size == run.batch_size:
+            with self.timer.part("forward", run.phase):
+                output = run.forward(module)
+            seed = self.guard.seed(output.loss, 1.0, run)
+            optimizer.zero_grad(set_to_none=True)
+            self._backward(output.loss, seed, run.phase)
+            return output
+        optimizer.zero_grad(set_to_none=True)
+        joined = Joined(run.batch_size, self.device)
+        parts = cut(run.batch_size, self.micro_batch.size, self.device)
+        for part, rows in enumerate(parts):
+            with unsynchronised(module, last=part == len(parts) - 1):
+                with self.timer.part("forward", run.phase):
+                    output = run.forward(module, rows)
+                self._backward(output.loss, self.guard.seed(output.loss, len(rows) / run.batch_size, run), run.phase)
+            joined.add(output, rows)
+        return joined.output
+
+    def _backward(self, loss: Tensor, seed: Tensor | None, phase: str) -> None:
+        with self.timer.part("backward", phase):
+            if self.world_size > 1:
+                self.timer.watch(loss)
+            loss.backward(seed)
 
     def _gradient_norm(self, phase: Phase, number: int) -> dict[str, Tensor]:
         """The norm of the phase's gradients before clipping, which it does; without clipping only now and then."""
@@ -225,6 +304,14 @@ class Stepper:
             return {}
         return {name: nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None])}
 
+    def _explained(self, failure: NotFiniteError) -> NonFiniteLossError:
+        """The error for users; the weights are then as they were before the step that failed."""
+        phase = next(phase for phase in self.phases if phase.name == failure.run.phase)
+        self._only(phase)
+        error = explain(failure, _PhaseModule(self.model, phase.name), self.micro_batch.size, self.name_rows)
+        self.guard.go_back()
+        return error
+
     @torch.no_grad()
     def weight_norms(self) -> dict[str, Tensor]:
         """The norm of each phase's weights, under `health/PHASE_weight_norm`."""
@@ -233,16 +320,14 @@ class Stepper:
             for name, members in self.members.items()
         }
 
-    def _check(self, loss: Tensor, phase: str, number: int, batch: Batch | None) -> None:
-        if not math.isfinite(loss.item()):
-            rows = "" if batch is None else f" on rows {batch.index[:8].tolist()}… of the training split"
-            raise NonFiniteLossError(
-                f"the loss of phase '{phase}' is {loss.item()} at step {number} (rank {self.rank}){rows}; lower "
-                "training.lr, set training.clip_norm, or look at these rows"
-            )
-
     def check_finite(self, means: dict[str, float], number: int) -> None:
-        """Raises: NonFiniteLossError when a reported mean is not finite."""
+        """Raises: NonFiniteLossError when the device found a bad run since the last check, or a reported mean is not
+        finite."""
+        run = self.guard.look()
+        if run is not None:
+            if run.batch_number is not None and self.batches is not None:
+                run = replace(run, batch=self.batches.batch(run.batch_number))
+            raise self._explained(NotFiniteError(run))
         for name, value in means.items():
             if not math.isfinite(value):
                 raise NonFiniteLossError(
@@ -257,7 +342,7 @@ class Stepper:
         # The average of a short history must not be the initialisation (Kingma and Ba 2015, section 3, in effect).
         decay = min(self.training.ema_decay, (1 + number) / (10 + number))
         parameters = dict(self.model.named_parameters())
-        torch._foreach_lerp_(list(self.average.values()), [parameters[n] for n in self.average], 1 - decay)
+        self.guard.average(list(self.average.values()), [parameters[n] for n in self.average], 1 - decay)
 
     @contextlib.contextmanager
     def averaged_weights(self) -> Iterator[GenerativeModel]:
@@ -324,6 +409,7 @@ class Stepper:
         carry: tuple[Tensor, ...],
     ) -> None:
         """Take up a saved state, of any number of workers."""
+        self.guard.reset()
         self.model.load_state_dict(weights)
         self.average = {name: average[name].to(self.device) for name in self.average}
         for phase, optimizer in self.optimizers.items():

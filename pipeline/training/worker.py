@@ -22,10 +22,11 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.prepared import open_prepared
-from pipeline.errors import AtelierError, CheckpointError, StorageError
+from pipeline.errors import AtelierError, CheckpointError, NonFiniteLossError, StorageError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
+from pipeline.training.asked import Asked
 from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
@@ -34,6 +35,7 @@ from pipeline.training.session import Session
 from pipeline.training.shelf import Found, Shelf, shelf_of
 from pipeline.training.steps import Stepper
 from pipeline.training.tracing import keep_trace
+from pipeline.training.wishes import Wish
 
 KV_NAMESPACE = b"atelier"
 
@@ -89,6 +91,8 @@ class WorkerHooks:
         self.first_step_at: float | None = None
         self.metrics: dict[str, float] = {}
         self.warnings: list[str] = []
+        self.asked = Asked(config.run_key, session.rank)
+        self.hear = self.asked.hear
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
         self.metrics |= metrics
@@ -96,7 +100,8 @@ class WorkerHooks:
             return
         self.saver.check()
         if self.recorder is not None:
-            self.recorder.log_metrics({**metrics, "train/seconds": at.seconds}, at.step)
+            more = {"train/seconds": at.seconds, "train/num_workers": self.session.world_size}
+            self.recorder.log_metrics({**metrics, **more}, at.step)
         self.tell("training", at)
 
     def warn(self, at: Position, warning: HealthWarning) -> None:
@@ -106,7 +111,7 @@ class WorkerHooks:
 
     def tell(self, stage: str, at: Position) -> None:
         values = {"stage": stage, "step": at.step, "seconds": at.seconds, "metrics": self.metrics}
-        values["warnings"] = self.warnings
+        values |= {"warnings": self.warnings, "steps": self.session.training.steps}
         group = get_current_placement_group()
         place = None if group is None else group.id.hex()
         tell(self.config.run_key, {**values, "first_step_at": self.first_step_at, "placement_group": place})
@@ -119,8 +124,13 @@ class WorkerHooks:
     def trace(self, folder: Path) -> None:
         keep_trace(folder, open_store(self.config.storage), self.config.run_key, self.recorder)
 
+    def obeyed(self, wish: Wish, at: Position) -> None:
+        self.saver.wait()
+        self.asked.obeyed(wish, at)
+
     def close(self) -> None:
         """Wait for the last checkpoint, whatever comes of it, and send MLflow the rest."""
+        self.asked.close()
         with contextlib.suppress(StorageError):
             self.saver.wait()
         if self.recorder is not None:
@@ -151,7 +161,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     """Train; return where it ended, or the failure that trying again would not mend.
 
     A failure is returned when there is one worker, so that Ray does not restart what must fail again; with
-    several it is raised, because the others wait in a collective.
+    several it is raised, because the others wait in a collective, but for a loss that is not finite: all fail of it.
     """
     config = WorkerConfig(**values)
     context = ray.train.get_context()
@@ -193,7 +203,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             "warnings": warnings_of(session.stepper.course),
         }
     except AtelierError as error:
-        if world_size > 1:
+        if world_size > 1 and not isinstance(error, NonFiniteLossError):
             raise
         return _failure(error, hooks)
     finally:

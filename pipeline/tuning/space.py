@@ -30,7 +30,13 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
 """What validation yields, by family; the first is the default, but for a GAN, whose critics' scales differ."""
 
 FREE_PARTS = ("training.", "model.")
-FIXED_KEYS = ("training.steps", "training.max_seconds", "training.num_workers", "training.threads_per_worker")
+FIXED_KEYS = (
+    "training.steps",
+    "training.max_seconds",
+    "training.epochs",
+    "training.num_workers",
+    "training.threads_per_worker",
+)
 
 
 class Range(Strict):
@@ -181,6 +187,7 @@ class Campaign:
         fixed = {
             "training.steps": trial.steps,
             "training.max_seconds": None,
+            "training.epochs": None,
             "training.num_workers": trial.num_workers,
             "training.threads_per_worker": trial.threads_per_worker,
             "training.report_every": min(trial.report_every, self.base.training.report_every),

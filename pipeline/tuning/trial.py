@@ -30,6 +30,7 @@ from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
+from pipeline.training.wishes import Unasked
 
 FAILURE = "failure"
 
@@ -53,7 +54,7 @@ def run_trial(config: dict[str, Any], work: TrialWork) -> None:
     """
     spec = make_spec(config["spec"])
     try:
-        if spec.training.num_workers > 1:
+        if spec.training.most_workers > 1:
             _train_nested(spec, config, work)
         else:
             _train_inline(spec, config, work)
@@ -71,7 +72,7 @@ def _opened(storage: str, key: str) -> Prepared:
     return open_prepared(open_store(storage), key)
 
 
-class TrialHooks:
+class TrialHooks(Unasked):
     """Reports of an inline trial: to MLflow always, to Tune where there was a validation."""
 
     def __init__(self, session: Session, prepared: Prepared, config: dict[str, Any], work: TrialWork) -> None:

@@ -5,6 +5,8 @@ Only what was started here is ended, by its process id: `ray stop` would end eve
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import socket
@@ -36,14 +38,37 @@ class RayNodes:
             head = ["--head", f"--port={self.gcs_port}", "--dashboard-host=127.0.0.2"]
             self._start(0, [*head, f"--dashboard-port={self.dashboard_port}"])
             for _ in range(workers):
-                self._start(cpus_each, [f"--address=127.0.0.2:{self.gcs_port}"])
+                self.add(cpus_each)
         except BaseException:
             self.close()
             raise
 
+    @property
+    def gcs(self) -> str:
+        """The address at which a driver joins."""
+        return f"127.0.0.2:{self.gcs_port}"
+
+    def add(self, cpus: int) -> int:
+        """Start another worker node; its number."""
+        self._start(cpus, [f"--address=127.0.0.2:{self.gcs_port}"])
+        return len(self.nodes) - 1
+
+    def lose(self, number: int) -> None:
+        """End a node as a machine ends that loses its power."""
+        for process in _tree(self.nodes[number].pid):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+
+    def announce_loss(self, number: int, seconds: int) -> None:
+        """Tell Ray that the node will be taken away, as a cloud tells of a spot machine."""
+        command = [str(Path(sys.executable).parent / "ray"), "drain-node", f"--address=127.0.0.2:{self.gcs_port}"]
+        command += [f"--node-id={self.alive()[_address(number)]}", "--reason=DRAIN_NODE_REASON_PREEMPTION"]
+        command += ["--reason-message=spot", f"--deadline-remaining-seconds={seconds}"]
+        subprocess.run(command, env=self.environment(), check=True, capture_output=True)
+
     def environment(self, **more: str) -> dict[str, str]:
-        """What a node, or a submitter, sees: nothing of the developer's own variables."""
-        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER") if name in os.environ}
+        """What a node, or a submitter, sees: nothing of the developer's own variables but where the sources are."""
+        kept = {name: os.environ[name] for name in ("HOME", "LANG", "USER", "PYTHONPATH") if name in os.environ}
         return {
             **kept,
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
@@ -62,7 +87,7 @@ class RayNodes:
             "start",
             "--block",
             "--disable-usage-stats",
-            f"--node-ip-address=127.0.0.{number + 2}",
+            f"--node-ip-address={_address(number)}",
             f"--num-cpus={cpus}",
             "--num-gpus=0",
             # A folder of its own, as on a machine of its own: a node that unpacks a job's package deletes it first,
@@ -79,6 +104,8 @@ class RayNodes:
             "RAY_health_check_initial_delay_ms": "1000",
             "RAY_health_check_period_ms": "1000",
             "RAY_health_check_failure_threshold": "3",
+            # At 15, Ray's own, workers wait on a busy machine for everything else that it does.
+            "RAY_worker_niceness": "0",
         }
         with (self.folder / f"{number}.out").open("wb") as output:
             node = subprocess.Popen(
@@ -91,15 +118,18 @@ class RayNodes:
             )
         self.nodes.append(node)
         deadline = time.monotonic() + START_SECONDS
-        while self._alive() <= number:
+        while _address(number) not in self.alive():
             assert time.monotonic() < deadline and node.poll() is None, self._said()
             time.sleep(0.2)
 
-    def _alive(self) -> int:
+    def alive(self) -> dict[str, str]:
+        """The ids of the nodes that Ray counts as alive, by address; none where the dashboard does not answer."""
         try:
-            return self.get("/nodes?view=summary").count('"state": "ALIVE"')
+            nodes = json.loads(self.get("/nodes?view=summary"))["data"]["summary"]
         except (OSError, urllib.error.URLError):
-            return 0
+            return {}
+        raylets = [node["raylet"] for node in nodes]
+        return {one["nodeManagerAddress"]: one["nodeId"] for one in raylets if one.get("state") == "ALIVE"}
 
     def get(self, path: str) -> str:
         """What the dashboard answers."""
@@ -149,6 +179,11 @@ class RayNodes:
         for node in self.nodes:
             node.wait(timeout=10)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _address(number: int) -> str:
+    """Of a node. Not 127.0.0.1, which Ray takes for the machine's outer address."""
+    return f"127.0.0.{number + 2}"
 
 
 def _free_port() -> int:

@@ -23,6 +23,7 @@ from pipeline.training.launch import LocalHooks, describe, local_checkpoints
 from pipeline.training.loop import run_loop
 from pipeline.training.session import Session
 from pipeline.training.timing import StepTimer
+from pipeline.training.wishes import Unasked
 from tests.conftest import cell_spec, lane_spec, raw_examples
 from tests.data.prepared_sets import write_prepared
 
@@ -129,7 +130,7 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
         def weight_norms(self) -> dict[str, torch.Tensor]:
             return {}
 
-    class Hooks:
+    class Hooks(Unasked):
         def report(self, at: Position, metrics: dict[str, float]) -> None:
             reports.append(metrics)
 

@@ -1,4 +1,5 @@
-"""Two workers of batch B are one worker of batch 2 B: the same parameters after 20 steps, for every family."""
+"""Two workers of batch B are one worker of batch 2 B, and micro-batches one pass of all: the same parameters after 20
+steps, for every family."""
 
 from __future__ import annotations
 
@@ -27,6 +28,7 @@ STEPS = 20
 CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
 CASES += [f"gan-{modality}-options" for modality in MODALITIES]
 CASES += ["vae-options-image", "vae-options-text"]
+PLAIN = tuple(CASES)
 SINGLE = "single:"
 """Cases in single precision. All others are in double precision: a Wasserstein critic's loss does not depend on
 its last bias, and Adam divides the rounding noise of that gradient by its own size, into full steps of random
@@ -39,10 +41,23 @@ ROLLED, STOPPED = "rolled:", "stopped:"
 """Cases that explode and go back together, and that stop together at their best weights."""
 CASES += [f"{ROLLED}vae-image", f"{ROLLED}rnn-carried", f"{ROLLED}{THAWING}vae-image", f"{STOPPED}vae-image"]
 CASES += [f"{SINGLE}{case}" for case in ("vae-image", "gan-audio", "rnn-carried")]
+ACCUMULATED = "accumulated:"
+"""Cases in which a worker takes its share of a batch in parts: one worker its 8 examples as 3, 3 and 2, each of two
+workers its 4 as 2 and 2. They are held against one pass."""
+CASES += [f"{ACCUMULATED}{case}" for case in (*PLAIN, f"{THAWING}gan-audio", f"{ROLLED}rnn-carried")]
+FOUND = "found:"
+"""Cases in which the number that is taken at once is looked for, by all workers together."""
+CASES += [f"{FOUND}vae-image", f"{FOUND}gan-image-options"]
 
 
 def _spec(case: str) -> RunSpec:
     settings: dict[str, Any] = {"steps": STEPS, "ema_decay": 0.9, "clip_norm": 1.0, "warmup_steps": 3, "lr": 1e-2}
+    if case.startswith(ACCUMULATED):
+        case = case.removeprefix(ACCUMULATED)
+        settings["micro_batch"] = 3
+    if case.startswith(FOUND):
+        case = case.removeprefix(FOUND)
+        settings["micro_batch"] = "auto"
     if case.startswith(SINGLE):
         case = case.removeprefix(SINGLE)
         settings["optimizer"] = "sgd" if case.startswith("gan") else "adamw"
@@ -90,7 +105,7 @@ def _train(case: str, rank: int, world_size: int, folder: str) -> None:
     finally:
         torch.set_default_dtype(torch.float32)
     assert end.step == (8 if case.startswith(STOPPED) else STEPS)
-    assert len(session.stepper.course.rollbacks) == case.startswith(ROLLED)
+    assert len(session.stepper.course.rollbacks) == (ROLLED in case)
     carry = session.stepper.global_carry()
     if rank == 0:
         tensors = {**session.stepper.bundled_weights(), **{f"carry{i}": part for i, part in enumerate(carry)}}
@@ -131,6 +146,23 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_equal_one(case: str, trained_by_two: Path) -> None:
     _train(case, 0, 1, str(trained_by_two))
     one, two = (load_file(trained_by_two / f"{case}-{size}.safetensors") for size in (1, 2))
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    _assert_equal(two, one)
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.startswith(ACCUMULATED)])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_gradients_of_micro_batches_add_up_to_those_of_one_pass(
+    case: str, workers: int, trained_by_two: Path, tmp_path: Path
+) -> None:
+    whole = case.removeprefix(ACCUMULATED)
+    if workers == 1:
+        _train(case, 0, 1, str(tmp_path))
+    seen = load_file((tmp_path if workers == 1 else trained_by_two) / f"{case}-{workers}.safetensors")
+    _train(whole, 0, 1, str(tmp_path))
+    _assert_equal(seen, load_file(tmp_path / f"{whole}-1.safetensors"))
+
+
+def _assert_equal(seen: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    assert seen.keys() == expected.keys()
+    for name, value in expected.items():
+        torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)

@@ -1,0 +1,66 @@
+"""A training that is killed at random moments ends as one that was not; `make soak` kills longer, and all families."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.benchmarks.soak import shared_out
+from tests.chaos.cases import STEPS
+from tests.chaos.evidence import history_faults
+from tests.chaos.kills import VICTIMS, chance_of, draw_kills
+from tests.chaos.trial import Trial
+from tests.integration.ray_nodes import RayNodes
+
+CASE, SEED = "image_vae", 9
+"""Three kills in the midst of steps, one of each kind."""
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    nodes = RayNodes()
+    try:
+        yield nodes
+    finally:
+        nodes.close()
+
+
+@pytest.mark.ray
+def test_a_training_that_is_killed_three_times_ends_as_if_it_had_not_been(nodes: RayNodes, tmp_path: Path) -> None:
+    told = Trial(CASE, tmp_path).run(nodes, SEED, len(VICTIMS))
+    assert len(told["kills"]) == len(VICTIMS), told["missed"]
+    assert told["faults"] == []
+
+
+def test_kills_of_a_seed_are_the_same_and_come_in_the_order_of_their_steps() -> None:
+    for seed in range(50):
+        kills = draw_kills(random.Random(seed), 7, steps=400)
+        assert kills == draw_kills(random.Random(seed), 7, steps=400)
+        steps = [kill.at_step for kill in kills if kill.at_step is not None]
+        assert steps == sorted(steps)
+        assert kills[0].at_step is not None, "there is no launch to kill before the first"
+        assert all(kill.victim == "driver" for kill in kills if kill.at_step == 400)
+
+
+def test_every_victim_comes_up_among_three_kills_of_the_quick_test() -> None:
+    kills = draw_kills(chance_of(SEED, CASE), len(VICTIMS), STEPS)
+    assert {kill.victim for kill in kills} == set(VICTIMS)
+    assert all(kill.at_step is not None and kill.at_step < STEPS for kill in kills)
+
+
+def test_kills_are_shared_out_whole() -> None:
+    assert shared_out(20, 3) == [7, 7, 6]
+
+
+def test_a_step_twice_a_step_too_few_and_another_value_are_faults() -> None:
+    undisturbed = {"train/loss": [(10, 1.0), (20, 0.5)], "validation/nll": [(20, 3.0)], "system/cpu": [(3, 1.0)]}
+    assert history_faults(undisturbed, undisturbed) == []
+    twice = {**undisturbed, "train/loss": [(10, 1.0), (20, 0.5), (20, 0.5)]}
+    assert history_faults(twice, undisturbed) == ["train/loss: 1 steps are there more than once, the first 20"]
+    gone = {**undisturbed, "train/loss": [(20, 0.5)], "system/cpu": [(9, 0.0)]}
+    assert history_faults(gone, undisturbed) == ["train/loss: missing [10], too many []"]
+    other = {**undisturbed, "validation/nll": [(20, 3.5)]}
+    assert history_faults(other, undisturbed) == ["validation/nll: 3.5 at step 20, undisturbed 3.0"]

@@ -1,0 +1,140 @@
+"""A step that does not fit into memory says how many examples at once would, or goes on with that many."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from pipeline.errors import OutOfMemoryError
+from pipeline.models.base import Batch
+from pipeline.spec import RunSpec
+from pipeline.training.accumulation import cut
+from pipeline.training.launch import LocalHooks, describe
+from pipeline.training.memory import bytes_to_come, is_out_of_memory
+from pipeline.training.session import Session
+from tests.conftest import cell_spec, prepared_in_memory
+
+LIMITED = "tests.training.limited_training"
+
+
+class Tight(Session):
+    """A session on a machine on which a pass of more than `most` examples fails, from step `after` on."""
+
+    def __init__(self, spec: RunSpec, most: int, after: int = 0) -> None:
+        super().__init__(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+        self.passes: list[int] = []
+        model, step = self.stepper.model, self.stepper.step
+        forward, now = model.forward, [0]
+
+        def tight(batch: Batch | None, phase: str, context: Any) -> Any:
+            self.passes.append(context.batch_size)
+            if now[0] >= after and context.batch_size > most:
+                raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
+            return forward(batch, phase, context)
+
+        def noting(number: int, batches: Any, progress: float) -> Any:
+            now[0] = number
+            return step(number, batches, progress)
+
+        model.forward, self.stepper.step = tight, noting  # type: ignore[method-assign]
+
+
+def weights_of(session: Session) -> dict[str, torch.Tensor]:
+    session.run(LocalHooks(session.spec))
+    return session.stepper.weights()
+
+
+def test_without_auto_the_failure_names_phase_step_and_what_fits_and_nothing_is_stepped() -> None:
+    spec = cell_spec("gan", "image")
+    session = Tight(spec, most=3)
+    before = {name: value.clone() for name, value in session.stepper.weights().items()}
+    with pytest.raises(OutOfMemoryError, match=r"phase 'critic' at step 0 \(rank 0\): 8 examples at once") as failure:
+        session.run(LocalHooks(spec))
+    assert "2 at once fit: set training.micro_batch to 2, or to auto" in str(failure.value)
+    assert all(torch.equal(value, before[name]) for name, value in session.stepper.weights().items())
+
+
+@pytest.mark.parametrize("family", ["rnn", "vae", "gan"])
+@pytest.mark.parametrize("after", [0, 3])
+def test_auto_trains_the_same_model_with_what_fits(family: str, after: int) -> None:
+    """Found before the first step, or when a later one does not fit any more."""
+    settings = {"optimizer": "sgd", "momentum": 0.9, "ema_decay": 0.9, "report_every": 1}
+    expected = weights_of(Tight(cell_spec(family, "image", **settings), most=8))
+    spec = cell_spec(family, "image", micro_batch="auto", **settings)
+    session, hooks = Tight(spec, most=3, after=after), LocalHooks(spec)
+    session.run(hooks)
+    assert session.stepper.micro_batch.size == 2 and max(session.passes[-4:]) == 2
+    assert hooks.metrics["train/micro_batch"] == 2
+    assert ("out_of_memory" in [warning.kind for warning in hooks.warnings]) == (after > 0)
+    for name, value in expected.items():
+        torch.testing.assert_close(session.stepper.weights()[name], value, rtol=0, atol=1e-5)
+
+
+def test_where_not_one_example_fits_it_says_so() -> None:
+    with pytest.raises(OutOfMemoryError, match="not even one example at once fits: take a smaller model"):
+        weights_of(Tight(cell_spec("vae", "image", micro_batch="auto"), most=0))
+
+
+def test_a_larger_setting_than_a_workers_share_is_all_of_it_bit_for_bit() -> None:
+    plain, larger = (cell_spec("vae", "image", micro_batch=size) for size in (None, 100))
+    expected = weights_of(Tight(plain, most=8))
+    for name, value in weights_of(Tight(larger, most=8)).items():
+        assert torch.equal(value, expected[name])
+
+
+def test_parts_are_as_few_and_as_equal_as_can_be() -> None:
+    assert [part.tolist() for part in cut(8, 3, torch.device("cpu"))] == [[0, 3, 6], [1, 4, 7], [2, 5]]
+    assert [len(part) for part in cut(128, 48, torch.device("cpu"))] == [43, 43, 42]
+
+
+def test_other_failures_are_not_taken_for_a_want_of_memory() -> None:
+    assert not is_out_of_memory(RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    assert not is_out_of_memory(ValueError("out of memory"))
+    assert is_out_of_memory(MemoryError()) and is_out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+@pytest.mark.parametrize(
+    ("settings", "copies"),
+    [({"optimizer": "adamw"}, 2), ({"optimizer": "sgd"}, 0), ({"optimizer": "rmsprop", "momentum": 0.9}, 2)],
+)
+def test_what_optimizers_will_keep_is_counted_before_they_keep_it(settings: dict[str, Any], copies: int) -> None:
+    spec = cell_spec("vae", "image", **settings)
+    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    optimizers = session.stepper.optimizers.values()
+    weights = sum(parameter.nbytes for parameter in session.stepper.model.parameters())
+    assert bytes_to_come(optimizers, []) == copies * weights
+    session.run(LocalHooks(spec))
+    kept = session.stepper.optimizer_tensors().items()
+    assert sum(value.nbytes for name, value in kept if not name.endswith("step")) == copies * weights
+    if copies:
+        assert bytes_to_come(optimizers, []) == 0
+
+
+def test_progress_says_how_many_go_through_at_once() -> None:
+    assert describe({"step": 1, "metrics": {"train/micro_batch": 64.0}}, 10, None) == "64 at once"
+
+
+def limited(micro_batch: str, megabytes: int) -> subprocess.CompletedProcess[str]:
+    """A real training in a process that may not have more memory than that beyond what it has when it begins."""
+    command = [sys.executable, "-m", LIMITED, micro_batch, str(megabytes)]
+    root = Path(__file__).parents[2]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root)
+
+
+def test_a_process_with_little_memory_fails_with_what_fits_and_auto_finds_it() -> None:
+    failed = limited("null", 120)
+    assert failed.returncode == 1 and "Traceback" not in failed.stderr, failed.stderr
+    answer = json.loads(failed.stdout)
+    assert answer["kind"] == "OutOfMemoryError" and "in use" in answer["error"]
+    assert re.search(r"4,096 examples at once.*[\d,]+ at once fit: set training.micro_batch to", answer["error"])
+    found = json.loads(limited("auto", 120).stdout)
+    assert found["steps"] == 2 and found["micro_batch"] < 4096
+    roomy = json.loads(limited("auto", 8000).stdout)
+    assert roomy["micro_batch"] == 4096 and found["loss"] == pytest.approx(roomy["loss"], rel=1e-4)
