@@ -49,6 +49,7 @@ NOT_IDENTITY: Any = {
         "stop_seconds",
         "load",
         "memory_megabytes",
+        "profile",
     },
 }
 """Parts of a spec that do not make it another run: with them changed, an unfinished run is still resumed."""

@@ -308,12 +308,15 @@ def read_artifact(tracking_uri: str, run_id: str, file: str) -> bytes | None:
 
 
 def metric_history(tracking_uri: str, run_id: str) -> list[dict[str, float]]:
-    """The run's `train/…` and `validation/…` metrics as rows by step, each with its `step`. Raises: TrackingError."""
+    """The run's `train/…`, `validation/…` and `time/…` metrics as rows by step, each with its `step`.
+
+    Raises: TrackingError.
+    """
     client = connect(tracking_uri)
     rows: dict[int, dict[str, float]] = {}
     with explained(f"{tracking_uri}: the metrics of run {run_id} cannot be read"):
         for key in client.get_run(run_id).data.metrics:
-            if key.startswith(("train/", "validation/")):
+            if key.startswith(("train/", "validation/", "time/")):
                 for point in client.get_metric_history(run_id, key):
                     rows.setdefault(point.step, {"step": float(point.step)})[key] = point.value
     return [rows[step] for step in sorted(rows)]

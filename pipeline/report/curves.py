@@ -18,7 +18,7 @@ LOG_FROM = 30.0
 """The axis is logarithmic when the largest value is at least this many times the smallest, all being positive."""
 SCHEDULES = ("lr", "learning_rate", "beta")
 """Settings that a schedule moves, down to nothing: always on a linear axis."""
-MACHINE = ("second", "lr", "learning_rate")
+MACHINE = ("second", "lr", "learning_rate", "data_wait_share", "peak_memory", "mfu")
 """What says more of the machine than of the model."""
 SERIES = ("train", "validation", "test", "health")
 

@@ -32,6 +32,7 @@ from pipeline.report.findings import (
 from pipeline.report.latent_view import latent_section
 from pipeline.report.media import MOST_CHARACTERS, Media, data_uri
 from pipeline.report.rendering import FAMILIES, MODALITIES, duration, plain, render, score_row
+from pipeline.report.step_time import step_time_section
 from pipeline.spec import RunSpec
 
 MOST_SAMPLES = {"image": 64, "audio": 12, "text": 6}
@@ -108,6 +109,7 @@ def build_report(
         examples=samples_section(layout, examples, EXAMPLE_BYTES),
         quarantined=facts["report"].get("quarantined", [])[:10],
         stages=_stages(seconds),
+        step_time=step_time_section(history),
         total=_total(seconds),
         versions=[(name, plain(value)) for name, value in versions.items()],
         spec_yaml=spec.as_yaml()[:MOST_SPEC_CHARACTERS],

@@ -63,6 +63,7 @@ from pipeline.spec.model import (
     SignalBackboneSpec,
     VaeSpec,
 )
+from pipeline.spec.profile import ProfileSpec
 from pipeline.spec.release import Limit, ReleaseSpec
 from pipeline.spec.run import (
     RegistrySpec,
@@ -129,6 +130,7 @@ __all__ = [
     "ParquetSource",
     "PersonalData",
     "PictureCodecSpec",
+    "ProfileSpec",
     "PromptSpec",
     "RasterCodecSpec",
     "RecurrentBackboneSpec",

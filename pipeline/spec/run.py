@@ -22,6 +22,7 @@ from pipeline.spec.data import DataSpec
 from pipeline.spec.evaluation import EvaluationSpec
 from pipeline.spec.health import EarlyStoppingSpec, HealthSpec
 from pipeline.spec.model import ConvBackboneSpec, GanSpec, ModelSpec, ResnetBackboneSpec, RnnSpec
+from pipeline.spec.profile import ProfileSpec
 from pipeline.spec.release import ReleaseSpec
 from pipeline.spec.sources import gives_label, gives_prompt, gives_split
 
@@ -69,6 +70,7 @@ class TrainingSpec(Strict):
     `health` says what happens when a training explodes, `early_stopping` when it ends before its limit. With either
     `early_stopping` or `keep_best` the bundle gets the weights (averaged, where there is an average) of the validation
     with the lowest objective, not the last ones; checkpoints go on from the last ones all the same.
+    `profile: true`, or which steps, records a trace of some steps: `profile/…` in the run's folder and in MLflow.
     """
 
     steps: Count = 10_000
@@ -107,6 +109,11 @@ class TrainingSpec(Strict):
     health: HealthSpec = HealthSpec()
     early_stopping: EarlyStoppingSpec | None = None
     keep_best: bool = False
+    profile: bool | ProfileSpec = False
+
+    def profile_spec(self) -> ProfileSpec | None:
+        """Which steps to trace, if any."""
+        return (ProfileSpec() if self.profile else None) if isinstance(self.profile, bool) else self.profile
 
     @property
     def fewest_workers(self) -> int:

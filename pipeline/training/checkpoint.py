@@ -56,6 +56,7 @@ FREE_TO_CHANGE = (
     ("training", "health"),
     ("training", "early_stopping"),
     ("training", "keep_best"),
+    ("training", "profile"),
 )
 """Keys of the spec that may differ between a checkpoint and the run that resumes it."""
 

@@ -9,7 +9,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -33,6 +33,8 @@ from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf, shelf_of
 from pipeline.training.steps import Stepper
 from pipeline.training.termination import Termination
+from pipeline.training.timing import parts_of
+from pipeline.training.tracing import keep_trace
 from pipeline.training.wishes import Wish
 
 if TYPE_CHECKING:
@@ -50,6 +52,9 @@ NOT_SHOWN = (
     "train/data_wait_share",
     "train/checkpoint_seconds",
     "train/micro_batch",
+    "train/peak_memory_mib",
+    "train/model_tflops_per_second",
+    "train/mfu",
 )
 """Of the metrics of a report, those that progress says in other words or not at all."""
 TELLING_WAIT = 0.05
@@ -234,6 +239,7 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
         parts.append(f"{metrics['train/data_wait_share']:.0%} of the time waiting for data")
     if "train/micro_batch" in metrics:
         parts.append(f"{metrics['train/micro_batch']:,.0f} at once")
+    parts += largest_part(metrics)
     rate = metrics.get("train/steps_per_second", 0.0)
     if rate > 0:
         left = (steps - values["step"]) / rate
@@ -241,6 +247,15 @@ def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> s
             left = min(left, max_seconds - values["seconds"])
         parts.append(f"{max(0.0, left):.0f} s left")
     return ", ".join(parts)
+
+
+def largest_part(metrics: Mapping[str, float]) -> list[str]:
+    """The largest part of the time since the last report, where it is neither the networks' nor waiting for data."""
+    spent = parts_of(metrics)
+    largest = max(spent, key=lambda part: spent[part], default="")
+    if largest in ("", "data", "forward", "backward") or spent[largest] == 0:
+        return []
+    return [f"most of the time goes to {largest} ({spent[largest] / sum(spent.values()):.0%})"]
 
 
 class LocalHooks:
@@ -259,6 +274,7 @@ class LocalHooks:
         shelf: Shelf | None = None,
         beside: bool = False,
         termination: Termination | None = None,
+        on_trace: Callable[[Path], None] | None = None,
     ) -> None:
         self.spec, self.folder, self.recorder, self.termination = spec, folder, recorder, termination
         self.saver: Saver | None = None
@@ -266,7 +282,7 @@ class LocalHooks:
             shelf = Shelf(open_store(str(folder)), spec.training.keep_checkpoints)
         if shelf is not None:
             self.saver = Saver(shelf, spec, flushing(recorder), beside)
-        self.on_report, self.on_warning = on_report, on_warning
+        self.on_report, self.on_warning, self.on_trace = on_report, on_warning, on_trace
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
 
@@ -292,6 +308,10 @@ class LocalHooks:
         """Wait for the last checkpoint. Raises: StorageError."""
         if self.saver is not None:
             self.saver.wait()
+
+    def trace(self, folder: Path) -> None:
+        if self.on_trace is not None:
+            self.on_trace(folder)
 
     def hear(self) -> Wish:
         return Wish.END if self.termination is not None and self.termination.asked.is_set() else Wish.NONE
@@ -339,8 +359,11 @@ def train_in_process(
     def say(warning: HealthWarning) -> None:
         progress(WARNING, 0, None, warning.in_words())
 
+    def keep(traced: Path) -> None:
+        keep_trace(traced, store, run_key, recorder)
+
     termination = Termination()
-    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, termination=termination)
+    hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, termination=termination, on_trace=keep)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     try:

@@ -8,7 +8,8 @@ explodes is taken back to its last checkpoint here, where the spec asks for it.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -22,6 +23,7 @@ from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, Watch, note
+from pipeline.training.instruments import Instruments
 from pipeline.training.rollback import ExplodedError, WayBack
 from pipeline.training.steps import Stepper, lr_share
 from pipeline.training.stopping import note_objective, should_stop
@@ -49,6 +51,9 @@ class Hooks(Protocol):
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """Save the state after `at.step` steps."""
+
+    def trace(self, folder: Path) -> None:
+        """Keep the files in `folder`, this rank's trace of some steps, where the spec asks for one."""
 
     def hear(self) -> Wish:
         """What this rank was asked for since it last obeyed, known at once: it is called after every step."""
@@ -97,31 +102,32 @@ class _Means:
             stacked /= world_size
         return {name: (total, self.counts[name]) for name, total in zip(names, stacked.tolist(), strict=True)}
 
-    def take(self, world_size: int, waited: float) -> tuple[dict[str, float], float]:
-        """The means, and the mean of the seconds that each rank `waited`; both over all ranks."""
+    def take(self, world_size: int, measured: Sequence[float]) -> tuple[dict[str, float], list[float]]:
+        """The means, and those of what each rank `measured`; both over all ranks."""
         self._add_all_up()
         names = sorted(self.sums)
         stacked = torch.stack([self.sums[name] / self.counts[name] for name in names])
-        stacked = torch.cat([stacked, stacked.new_tensor([waited])])
+        stacked = torch.cat([stacked, stacked.new_tensor(measured)])
         if world_size > 1:
             dist.all_reduce(stacked)
             stacked /= world_size
         self.sums, self.counts = {}, {}
-        *means, waited = stacked.tolist()
+        values = stacked.tolist()
         keys = [name if "/" in name else f"train/{name}" for name in names]
-        return dict(zip(keys, means, strict=True)), waited
+        return dict(zip(keys, values[: len(keys)], strict=True)), values[len(keys) :]
 
 
 class _Waiting:
     """The batches, and the seconds that the training thread has waited for them."""
 
-    def __init__(self, batches: Batches) -> None:
-        self.batches = batches
+    def __init__(self, batches: Batches, instruments: Instruments) -> None:
+        self.batches, self.instruments = batches, instruments
         self.seconds = 0.0
 
     def batch(self, number: int) -> Batch:
         start = time.perf_counter()
-        batch = self.batches.batch(number)
+        with self.instruments.part("data"):
+            batch = self.batches.batch(number)
         self.seconds += time.perf_counter() - start
         return batch
 
@@ -174,6 +180,7 @@ def run_loop(
     hooks: Hooks,
     start: Position = START,
     validate: Validate | None = None,
+    instruments: Instruments | None = None,
 ) -> Position:
     """Train from `start` to the limit, or until early stopping ends it; return where it ended.
 
@@ -182,14 +189,17 @@ def run_loop(
     resumed run judges the same means. A checkpoint by the clock waits for a report that comes anyway, so that its time
     changes no report. `train/data_wait_share` is the share (0 to 1, lower is better, mean over ranks) of the time since
     the last report that steps spent waiting for their batches; `train/checkpoint_seconds` is how long the checkpoint at
-    the last report stopped this rank (0 without one). What `hooks` hear may ask for a checkpoint after any step, which
-    says nothing else: a run resumed from it reports as one that went through. Raises: NonFiniteLossError.
+    the last report stopped this rank (0 without one). `time/…_seconds` are the parts of a step (`timing.PARTS`; seconds
+    a step, mean over ranks), which add up to all the time since the last report. What `hooks` hear may ask for a
+    checkpoint after any step, which says nothing else: a run resumed from it reports as one that went through. Raises:
+    NonFiniteLossError.
     """
     by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
     clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
     step = start.step
     progress = progress_of(training, step, clock.look(step))
-    waiting = _Waiting(batches)
+    instruments = instruments or Instruments(stepper)
+    waiting = _Waiting(batches, instruments)
     examples_per_step = training.batch_size * stepper.batches_per_step
     watch = Watch(stepper.course)
     watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
@@ -199,7 +209,8 @@ def run_loop(
     saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
-            means.add(stepper.step(step, waiting, progress))
+            with instruments.step(step):
+                means.add(stepper.step(step, waiting, progress))
             share = lr_share(training, step, progress) * stepper.course.lr_factor
             step += 1
             progress = progress_of(training, step, clock.look(step))
@@ -213,16 +224,18 @@ def run_loop(
                 unreported = means.unreported(stepper.world_size)
                 stepper.check_finite({name: total for name, (total, _) in unreported.items()}, step)
                 stepper.course.unreported = unreported
-                hooks.checkpoint(at, stepper)
-                back.keep(step)
-                stepper.course.unreported = {}
-                hooks.obeyed(wish, at)
+                with instruments.part("checkpoint"):
+                    hooks.checkpoint(at, stepper)
+                    back.keep(step)
+                    stepper.course.unreported = {}
+                    hooks.obeyed(wish, at)
                 if wish is Wish.END:
                     return at
                 continue
             saves = saves or is_due(training, clock.shared - saved_at)
-            means.add(stepper.weight_norms())
-            metrics, waited = means.take(stepper.world_size, waiting.take())
+            with instruments.part("report"):
+                means.add(stepper.weight_norms())
+                metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
             stepper.check_finite(metrics, step)
             warnings = watch.report(step, metrics)
             if training.micro_batch is not None:
@@ -241,6 +254,7 @@ def run_loop(
                     f"{training.max_seconds} is over; lower training.lr, or raise training.max_seconds"
                 ) from error
             waiting.take()
+            instruments.went_back()
             means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
             continue
         elapsed = max(time.monotonic() - last_time, 1e-9)
@@ -248,26 +262,32 @@ def run_loop(
         metrics["train/examples_per_second"] = (step - last_step) * examples_per_step / elapsed
         metrics["train/steps_per_second"] = (step - last_step) / elapsed
         metrics["train/data_wait_share"] = waited / elapsed
+        metrics |= instruments.metrics(measured, step - last_step, elapsed)
         metrics["train/checkpoint_seconds"], saving_seconds = saving_seconds, 0.0
         if validate is not None and validates:
-            scores, signs = validate(stepper, progress)
+            with instruments.part("validation"):
+                scores, signs = validate(stepper, progress)
+            metrics |= instruments.validated(step - last_step)
             objective = scores[stepper.model.objective()]
             note_objective(training, stepper, step, objective)
             warnings += watch.validation(step, progress, objective, metrics, scores, signs)
             metrics |= {f"validation/{name}": value for name, value in scores.items()}
             metrics |= {f"health/{name}": value for name, value in signs.items()}
             ends = ends or should_stop(training, stepper.course)
-        hooks.report(at, metrics)
-        for warning in warnings:
-            if warning.times == 1:
-                hooks.warn(at, warning)
+        with instruments.part("recording"):
+            hooks.report(at, metrics)
+            for warning in warnings:
+                if warning.times == 1:
+                    hooks.warn(at, warning)
         if ends or saves or wish:
             began = time.monotonic()
-            hooks.checkpoint(at, stepper)
-            back.keep(step)
+            with instruments.part("checkpoint"):
+                hooks.checkpoint(at, stepper)
+                back.keep(step)
             saved_at, saving_seconds = clock.shared, time.monotonic() - began
         if wish and not ends:
-            hooks.obeyed(wish, at)
+            with instruments.part("checkpoint"):
+                hooks.obeyed(wish, at)
             if wish is Wish.END:
                 return at
         last_time, last_step = time.monotonic(), step

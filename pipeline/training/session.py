@@ -25,10 +25,12 @@ from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.epochs import with_limit
 from pipeline.training.initial import load_weights
+from pipeline.training.instruments import Instruments
 from pipeline.training.loop import Hooks, progress_of, run_loop
 from pipeline.training.memory import in_short, in_use, is_out_of_memory, release
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
+from pipeline.training.tracing import Trace
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
@@ -91,11 +93,16 @@ class Session:
         """Train to the limit, once. Raises: NonFiniteLossError; OutOfMemoryError; PreparedDataError when a streamed
         shard is damaged."""
         validate = None if self.held_out is None else self.validate
+        trace, profile = None, self.training.profile_spec()
+        if profile is not None:
+            left, stepper = self.training.steps - self.start.step, self.stepper
+            trace = Trace(profile, left, stepper.model, stepper.timer, stepper.device, self.rank, hooks.trace)
         progress = progress_of(self.training, self.start.step, self.start.seconds)
         try:
             if progress < 1.0:
                 self.stepper.find_micro_batch(self.start.step, self.batches, progress)
-            return run_loop(self.stepper, self.batches, self.training, hooks, self.start, validate)
+            with Instruments(self.stepper, trace) as instruments:
+                return run_loop(self.stepper, self.batches, self.training, hooks, self.start, validate, instruments)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

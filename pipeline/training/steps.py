@@ -28,6 +28,7 @@ from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
 from pipeline.training.guard import Guard, NotFiniteError
 from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
+from pipeline.training.timing import make_timer
 
 NORM_EVERY = 10
 """Steps between two looks at a gradient's norm where it is not clipped (a clipped one is known)."""
@@ -125,6 +126,7 @@ class Stepper:
         self.average = self._start_average()
         self.best: dict[str, Tensor] = {}
         self.course = Course()
+        self.timer = make_timer(self.device)
         self.guard = Guard(self.device, alone=world_size == 1, on_device=self.device.type != "cpu")
         self.micro_batch = MicroBatch(training.micro_batch, self.local_batch, rank, world_size, self.device)
         self.batches: Batches | None = None
@@ -189,17 +191,19 @@ class Stepper:
                 for group in optimizer.param_groups:
                     group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
                 output = self._gradients_of(phase, run)
-                norm = self._gradient_norm(phase, number)
-                gradients = [p.grad for p in self.members[phase.name].values() if p.grad is not None]
-                self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))
-                self.guard.take_step(optimizer)
+                with self.timer.part("optimiser", phase.name):
+                    norm = self._gradient_norm(phase, number)
+                    gradients = [p.grad for p in self.members[phase.name].values() if p.grad is not None]
+                    self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))
+                    self.guard.take_step(optimizer)
                 if output.carry is not None:
                     self.carry = output.carry
                 means |= norm
                 means.update(output.means)
         except NotFiniteError as failure:
             raise self._explained(failure) from None
-        self._update_average(number)
+        with self.timer.part("optimiser"):
+            self._update_average(number)
         return means
 
     def runs(self, number: int, batches: Batches, progress: float) -> Iterator[tuple[Phase, Run]]:
@@ -267,20 +271,28 @@ class Stepper:
     def _pass(self, phase: Phase, run: Run) -> Output:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
         if self.micro_batch.size == run.batch_size:
-            output = run.forward(module)
+            with self.timer.part("forward", run.phase):
+                output = run.forward(module)
             seed = self.guard.seed(output.loss, 1.0, run)
             optimizer.zero_grad(set_to_none=True)
-            output.loss.backward(seed)
+            self._backward(output.loss, seed, run.phase)
             return output
         optimizer.zero_grad(set_to_none=True)
         joined = Joined(run.batch_size, self.device)
         parts = cut(run.batch_size, self.micro_batch.size, self.device)
         for part, rows in enumerate(parts):
             with unsynchronised(module, last=part == len(parts) - 1):
-                output = run.forward(module, rows)
-                output.loss.backward(self.guard.seed(output.loss, len(rows) / run.batch_size, run))
+                with self.timer.part("forward", run.phase):
+                    output = run.forward(module, rows)
+                self._backward(output.loss, self.guard.seed(output.loss, len(rows) / run.batch_size, run), run.phase)
             joined.add(output, rows)
         return joined.output
+
+    def _backward(self, loss: Tensor, seed: Tensor | None, phase: str) -> None:
+        with self.timer.part("backward", phase):
+            if self.world_size > 1:
+                self.timer.watch(loss)
+            loss.backward(seed)
 
     def _gradient_norm(self, phase: Phase, number: int) -> dict[str, Tensor]:
         """The norm of the phase's gradients before clipping, which it does; without clipping only now and then."""

@@ -11,6 +11,7 @@ import json
 import os
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray.train
@@ -33,6 +34,7 @@ from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Found, Shelf, shelf_of
 from pipeline.training.steps import Stepper
+from pipeline.training.tracing import keep_trace
 from pipeline.training.wishes import Wish
 
 KV_NAMESPACE = b"atelier"
@@ -118,6 +120,9 @@ class WorkerHooks:
         self.saver.save(stepper, at)
         if self.config.listened:
             ray.train.report({**self.metrics, "step": at.step})
+
+    def trace(self, folder: Path) -> None:
+        keep_trace(folder, open_store(self.config.storage), self.config.run_key, self.recorder)
 
     def obeyed(self, wish: Wish, at: Position) -> None:
         self.saver.wait()

@@ -6,17 +6,19 @@ again for the next trial, so what all trials share (MLflow, the prepared data) i
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from ray import tune
 
 from pipeline.data.prepared import Prepared, open_prepared
-from pipeline.errors import AtelierError, NonFiniteLossError
+from pipeline.errors import AtelierError, NonFiniteLossError, TrackingError
 from pipeline.evaluation.features import find_extractors
 from pipeline.evaluation.fidelity import FrechetDistance
 from pipeline.evaluation.metric import Subject
@@ -95,6 +97,11 @@ class TrialHooks(Unasked):
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         """None: trials are short, and one that was cut off starts again."""
+
+    def trace(self, folder: Path) -> None:
+        # A trace is no reason to end a trial.
+        with contextlib.suppress(TrackingError):
+            self.recorder.log_folder(folder, "profile")
 
     def _frechet(self) -> float:
         """The Fréchet distance of samples to the validation split, in the space of the spec's extractor."""

@@ -143,7 +143,7 @@ def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
 ) -> None:
     from mlflow import MlflowClient
 
-    on_two = _set(_overrides(storage, "training.num_workers=2"))
+    on_two = _set(_overrides(storage, "training.num_workers=2", "training.profile={wait: 4, steps: 3}"))
     second = _went_well(run_here("train", "conf/image_vae.yaml", *on_two))
     assert second["prepared"] == trained["prepared"]
     assert second["model_version"] == "2"
@@ -151,6 +151,25 @@ def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
     assert {name: str(version) for name, version in aliases.items()} == {"champion": "1", "challenger": "2"}
     # The same seed and global batch: the two workers trained the same model, up to rounding.
     assert second["metrics"]["test/nll_nats"] == pytest.approx(trained["metrics"]["test/nll_nats"], rel=1e-2)
+    _is_traced_and_timed(second["run_id"], storage)
+
+
+def _is_traced_and_timed(run_id: str, storage: Path) -> None:
+    """Of two workers: a trace of each in the run's folder, the first's in MLflow, and the parts of a step's time."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
+    run = client.get_run(run_id)
+    files = {f"step-00000006-rank-{rank}{end}" for rank in (0, 1) for end in (".json.gz", "-operators.txt")}
+    assert {path.name for path in Path(run.data.tags["atelier.run"], "profile").iterdir()} == files
+    assert {f"profile/{file}" for file in files if "rank-0" in file} == {
+        artifact.path for artifact in client.list_artifacts(run_id, "profile")
+    }
+    for part in ("data", "forward", "backward", "communication", "optimiser", "other"):
+        assert run.data.metrics[f"time/{part}_seconds"] > 0, part
+    assert run.data.metrics["train/peak_memory_mib"] > 50
+    assert run.data.metrics["train/model_tflops_per_second"] > 0
+    assert "waiting for other workers" in Path(run.data.tags["atelier.run"], "report.html").read_text()
 
 
 def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any], storage: Path) -> None:

@@ -11,7 +11,15 @@ from tiny_bundles import tiny_spec
 
 from pipeline.errors import TrackingError
 from pipeline.release.recorder import RunRecorder
-from pipeline.release.tracking import Tracking, connect, open_tracking, resolve_uri, start_or_continue_run, versions
+from pipeline.release.tracking import (
+    Tracking,
+    connect,
+    metric_history,
+    open_tracking,
+    resolve_uri,
+    start_or_continue_run,
+    versions,
+)
 from pipeline.storage import open_store
 
 SPEC = tiny_spec("image")
@@ -122,6 +130,16 @@ def test_a_continued_run_repeats_no_step(tracking: Tracking) -> None:
     again.close()
     assert [step for step, _ in history(tracking, run_id, "train/loss")] == [1, 2, 3, 4, 5, 6, 7]
     assert [step for step, _ in history(tracking, run_id, "validation/loss")] == [4, 5, 6, 7]
+
+
+def test_the_history_of_a_run_has_its_losses_and_the_parts_of_its_time(tracking: Tracking) -> None:
+    run_id = start(tracking, "run-history")
+    recorder = RunRecorder(tracking.uri, run_id)
+    for step in (10, 20):
+        recorder.log_metrics({"train/loss": 1.0, "time/forward_seconds": 0.5, "system/cpu": 3.0}, step)
+    recorder.close()
+    row = {"train/loss": 1.0, "time/forward_seconds": 0.5}
+    assert metric_history(tracking.uri, run_id) == [{"step": 10.0, **row}, {"step": 20.0, **row}]
 
 
 def test_more_points_than_one_request_takes_all_arrive(tracking: Tracking) -> None:
