@@ -32,8 +32,7 @@ SIGNS = (
 )
 """What the messages of a RuntimeError say where memory was wanting; the last two are oneDNN's, which says no more."""
 LEFT_FREE = 0.1
-"""Of what is free on a CPU's machine, or up to the process's limit, what is not given to a try: updates and validations
-take some of it later."""
+"""Of what is free on a CPU's machine, what is not given to a try."""
 CGROUP = Path("/sys/fs/cgroup")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's `mallopt`: what is free at the end of the heap before it is given back, and from what size on a block is
@@ -192,10 +191,8 @@ def within_what_is_free(device: torch.device) -> Iterator[None]:
         yield
         return
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    taken, free = _taken()[0], _available()
-    if soft != resource.RLIM_INFINITY:
-        free = min(free, max(0, soft - taken))
-    resource.setrlimit(resource.RLIMIT_AS, (taken + int((1 - LEFT_FREE) * free), hard))
+    limit = _taken()[0] + int((1 - LEFT_FREE) * _available())
+    resource.setrlimit(resource.RLIMIT_AS, (limit if soft == resource.RLIM_INFINITY else min(soft, limit), hard))
     # What a try frees must be there for the next, and not stay in a heap that only small blocks are taken from.
     _give_back_blocks_of(LARGE)
     try:
