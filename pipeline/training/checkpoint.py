@@ -37,6 +37,10 @@ FREE_TO_CHANGE = (
     ("training", "load"),
     ("training", "memory_megabytes"),
     ("training", "num_workers"),
+    ("training", "sharding"),
+    ("training", "channels_last"),
+    ("training", "compile"),
+    ("training", "tf32"),
     ("training", "threads_per_worker"),
     ("training", "use_gpu"),
     ("training", "report_every"),
@@ -77,7 +81,7 @@ def _write(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Positi
     folder.mkdir(parents=True, exist_ok=True)
     files = {
         "weights.safetensors": stepper.weights(),
-        "average.safetensors": stepper.average,
+        "average.safetensors": stepper.averages(),
         "optimizer.safetensors": stepper.optimizer_tensors(),
         "best.safetensors": stepper.best,
         "carry.safetensors": {str(number): part for number, part in enumerate(carry)},

@@ -67,6 +67,12 @@ KINDS = {
         "The generator learns nothing: its gradient has vanished, or it gives blank examples.",
         "Take loss: non_saturating, hinge or wasserstein with gradient_penalty; lower critic_steps.",
     ),
+    "not_compiled": Kind(
+        "Not compiled",
+        "The compiler could not do what training.compile asks for: these phases run as they were written, as fast as "
+        "without it, with the same results.",
+        "Set training.compile to false; or mend what it names (a missing C++ compiler, say).",
+    ),
     "rolled_back": Kind(
         "Rolled back",
         "The training exploded and went on from its last checkpoint with a smaller learning rate.",

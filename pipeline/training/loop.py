@@ -161,7 +161,7 @@ def run_loop(
             means.add(stepper.weight_norms())
             metrics, waited = means.take(stepper.world_size, waiting.take())
             stepper.check_finite(metrics, step)
-            warnings = watch.report(step, metrics)
+            warnings = watch.report(step, metrics) + stepper.noticed(step)
             back.check(warnings)
         except (NonFiniteLossError, ExplodedError) as error:
             step, warning = back.go(error, step)
@@ -194,7 +194,8 @@ def run_loop(
             if warning.times == 1:
                 hooks.warn(at, warning)
         if ends or saves:
-            hooks.checkpoint(at, stepper)
+            with stepper.gathered():
+                hooks.checkpoint(at, stepper)
             back.keep(step)
         last_time, last_step = time.monotonic(), step
     return Position(step, clock.own())

@@ -19,7 +19,7 @@ from pipeline.data.windows import WindowedBatches
 from pipeline.errors import PreparedDataError, TransferError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models import build_model
-from pipeline.models.base import Batch, Noise, make_generator
+from pipeline.models.base import Batch, GenerativeModel, Noise, make_generator
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_checkpoint
 from pipeline.training.initial import load_weights
@@ -114,7 +114,7 @@ class Session:
                 model, self.held_out, self.layout, quick, self.spec.seed, self.rank, self.world_size, stepper.device
             )
             model.importance_samples = samples
-            signs = self._vital_signs(progress)
+            signs = self._vital_signs(model, progress)
         if self.world_size > 1:
             gathered: list[dict[str, torch.Tensor] | None] = [None] * self.world_size
             dist.all_gather_object(gathered, sums)
@@ -127,13 +127,13 @@ class Session:
         return scores, signs
 
     @torch.no_grad()
-    def _vital_signs(self, progress: float) -> dict[str, float]:
+    def _vital_signs(self, model: GenerativeModel, progress: float) -> dict[str, float]:
         """Every rank takes them of the same batches with the same noise; their mean over ranks is what all judge."""
         if self.sign_batches is None:
             return {}
         device = self.stepper.device
         noise = Noise(make_generator(self.spec.seed, "signs", device=device))
-        signs = self.stepper.model.vital_signs(*self.sign_batches, noise, progress)
+        signs = model.vital_signs(*self.sign_batches, noise, progress)
         if not signs:
             return {}
         stacked = torch.stack([value.to(device).double() for value in signs.values()])
