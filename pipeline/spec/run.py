@@ -122,7 +122,8 @@ class TrainingSpec(Strict):
                 )
             if self.channels_last is True:
                 raise ValueError(
-                    "sharding 'fsdp' cuts parameters by rows, which must be contiguous; leave out channels_last"
+                    "sharding 'fsdp' cuts parameters by rows, which must be contiguous; "
+                    "leave out channels_last, or sharding"
                 )
         return self
 

@@ -41,8 +41,13 @@ class Holding:
     rank holds of it or of something that belongs to it.
     """
 
-    def __init__(self, model: GenerativeModel, device: torch.device, world_size: int) -> None:
+    def __init__(
+        self, model: GenerativeModel, device: torch.device, world_size: int, channels_last: bool = False
+    ) -> None:
         self.model, self.device, self.world_size = model.to(device), device, world_size
+        if channels_last:
+            # Their weights are enough: a convolution brings what it is given into the order that these have.
+            model.to(memory_format=torch.channels_last)
         self.own: dict[str, nn.Parameter] = dict(model.named_parameters())
 
     @property
@@ -99,10 +104,17 @@ class Holding:
             self.model.train()
 
 
+def gains_channels_last(model: nn.Module, device: torch.device) -> bool:
+    """On a GPU, whose kernels for convolutions compute that way; but its norms of groups bring all back and forth."""
+    kinds = {type(module) for module in model.modules()}
+    return device.type == "cuda" and bool(kinds & {nn.Conv2d, nn.ConvTranspose2d}) and nn.GroupNorm not in kinds
+
+
 def make_holding(model: GenerativeModel, training: TrainingSpec, device: torch.device, world_size: int) -> Holding:
     """As `training.sharding` says; a single rank holds everything."""
     if training.sharding == "none" or world_size == 1:
-        return Holding(model, device, world_size)
+        last = training.channels_last
+        return Holding(model, device, world_size, gains_channels_last(model, device) if last == "auto" else last)
     from pipeline.training.sharding import ShardedHolding  # 0.5 s, for those who want it
 
     return ShardedHolding(model, device, world_size)

@@ -26,6 +26,7 @@ from pipeline.training.initial import load_weights
 from pipeline.training.loop import Hooks, run_loop
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
+from pipeline.training.tensor_cores import tensor_cores
 
 VALIDATION_EXAMPLES = 1000
 """Held-out rows that validation during training looks at."""
@@ -85,7 +86,8 @@ class Session:
         """Train to the limit, once. Raises: NonFiniteLossError; PreparedDataError when a streamed shard is damaged."""
         validate = None if self.held_out is None else self.validate
         try:
-            return run_loop(self.stepper, self.batches, self.spec.training, hooks, self.start, validate)
+            with tensor_cores(self.spec.training, self.stepper.device):
+                return run_loop(self.stepper, self.batches, self.spec.training, hooks, self.start, validate)
         finally:
             self.batches.close()
 

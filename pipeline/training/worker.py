@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import tempfile
 import time
 from dataclasses import dataclass
@@ -29,6 +28,7 @@ from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, save_checkpoint
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
+from pipeline.training.processors import processors
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 
@@ -64,7 +64,7 @@ def told(run_key: str) -> dict[str, Any]:
 
 def set_threads(threads: int | None, local_workers: int) -> int:
     """Share the node's processors among its workers: Ray would leave every worker with one thread."""
-    chosen = threads or max(1, len(os.sched_getaffinity(0)) // max(1, local_workers))
+    chosen = threads or max(1, processors() // max(1, local_workers))
     torch.set_num_threads(chosen)
     return chosen
 
