@@ -46,8 +46,10 @@ class Holding:
     ) -> None:
         self.model, self.device, self.world_size = model.to(device), device, world_size
         if channels_last:
-            # Their weights are enough: a convolution brings what it is given into the order that these have.
-            model.to(memory_format=torch.channels_last)
+            # The weights are enough: a convolution brings what it is given into the order that these have.
+            for parameter in model.parameters():
+                if parameter.dim() == 4:
+                    parameter.data = parameter.data.contiguous(memory_format=torch.channels_last)
         self.own: dict[str, nn.Parameter] = dict(model.named_parameters())
 
     @property

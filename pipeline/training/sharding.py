@@ -113,7 +113,8 @@ class ShardedHolding(Holding):
     def clip(self, names: list[str], most: float) -> Tensor:
         gradients = {name: g for name in names if (g := self.own[name].grad) is not None}
         norm = self.norm(gradients)
-        torch._foreach_mul_(list(gradients.values()), (most / (norm + 1e-6)).clamp(max=1.0))
+        for gradient in gradients.values():
+            gradient *= (most / (norm + 1e-6)).clamp(max=1.0).to(gradient.dtype)
         return norm
 
     def whole(self, name: str, value: Tensor) -> Tensor:
