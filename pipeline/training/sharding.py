@@ -60,6 +60,8 @@ class ShardedHolding(Holding):
         # For scores and samples, which call other methods than the forward pass: filled in while it is used, and in
         # the host's memory otherwise.
         self.twin = copy.deepcopy(model).eval().requires_grad_(False)
+        if device.type == "cuda":
+            torch.cuda.set_device(device.index or 0)  # else the mesh would take the one of its own counting
         mesh = init_device_mesh(device.type, (world_size,))
         numbers = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for parameter in numbers:

@@ -216,7 +216,7 @@ class Stepper:
             return {
                 name: self.holding.clip([n for n, p in members.items() if p.grad is not None], self.training.clip_norm)
             }
-        if number % NORM_EVERY:
+        if number % NORM_EVERY and not self.holding.sharded:  # of its shards alone no rank sees whether all are finite
             return {}
         return {name: self.holding.norm({n: p.grad for n, p in members.items() if p.grad is not None})}
 
