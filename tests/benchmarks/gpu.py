@@ -17,7 +17,8 @@ gains less than a twentieth, or memory is out), in float32, with TF32, in bfloat
 - `over_cudnn` (rnn): the step's time over that of the recurrent layers alone, forwards and backwards over the same
   sequence.
 
-The aims: vae and gan `roofline_share` >= 0.4, rnn `over_cudnn` <= 1.15. It has been run with `--smoke` alone so far.
+The aims: vae and gan `roofline_share` >= 0.4, rnn `over_cudnn` <= 1.15. It has been run with `--smoke` alone so far,
+and not in the compiled settings.
 """
 
 from __future__ import annotations
