@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from pipeline.data.batches import SplitBatches
+from pipeline.data.batches import SplitBatches, to_device
 from pipeline.models.base import Batch
 
 
@@ -41,7 +41,7 @@ class WindowedBatches:
         self._held = {turn: held for turn, held in self._held.items() if turn >= first}
         if last > first:
             later = self._examples(last)
-            moved = (turns > first).to(batch.x.device)
+            moved = to_device(turns > first, batch.x.device)
             prompt = None
             if batch.prompt is not None and later.prompt is not None:
                 prompt = _chosen(moved, batch.prompt, later.prompt)
@@ -49,7 +49,7 @@ class WindowedBatches:
                 _chosen(moved, getattr(batch, name), getattr(later, name)) for name in ("x", "label", "index")
             )
             batch = Batch(x, label, index, prompt)
-        return replace(batch, start=(windows * self.window).to(batch.x.device))
+        return replace(batch, start=to_device(windows * self.window, batch.x.device))
 
     def _examples(self, turn: int) -> Batch:
         if turn not in self._held:

@@ -182,6 +182,8 @@ class GenerativeModel(nn.Module, ABC):
     """L of the importance-weighted bound in `evaluate`, for families that have one."""
     window: int | None = None
     """Tokens of an example that a training step reads, the carried state going on with the next; None for all."""
+    differentiates_within: bool = False
+    """Whether `forward` takes derivatives of its networks itself, through which the loss is differentiated again."""
     averaged: tuple[str, ...] = ("",)
     """Prefixes of the parameters whose moving average is used for scores and samples."""
 

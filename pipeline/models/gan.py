@@ -42,6 +42,7 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         assert not isinstance(critic_backbone, RecurrentBackboneSpec), "the spec asks for another kind"
         self.critic = Critic(shape, layout, family, critic_backbone, condition)
         self.critic_loss, self.generator_loss = LOSSES[family.loss]
+        self.differentiates_within = family.gradient_penalty > 0 or family.real_gradient_penalty > 0
 
     def phases(self) -> tuple[Phase, ...]:
         family = self.family

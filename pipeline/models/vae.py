@@ -60,6 +60,8 @@ class VariationalAutoencoder(GenerativeModel):
             # Buffers, so that a resumed training goes on as it was.
             self.register_buffer("aggressive", torch.tensor(True))
             self.register_buffer("most_information", torch.tensor(-math.inf))
+            self._is_aggressive: bool | None = None
+            self.register_load_state_dict_post_hook(_forget)
 
     # --- what the views give --------------------------------------------------------------------------------------
 
@@ -118,13 +120,19 @@ class VariationalAutoencoder(GenerativeModel):
     def takes(self, phase: str, progress: float) -> bool:
         """The encoder has steps of its own as long as they let the codes say more about the examples (He et al. 2019,
         algorithm 1)."""
-        return phase == "model" or (bool(self.aggressive) and progress < LATEST_AGGRESSIVE)
+        if phase == "model" or progress >= LATEST_AGGRESSIVE:
+            return phase == "model"
+        if self._is_aggressive is None:
+            # Once after each validation: reading it from a GPU waits for all that was asked of it.
+            self._is_aggressive = bool(self.aggressive)
+        return self._is_aggressive
 
     def heed(self, scores: dict[str, float]) -> None:
         """Aggressive training ends when the mutual information of codes and examples rises no more."""
         if self.family.aggressive_steps == 0:
             return
-        information = torch.tensor(scores["information_nats"])
+        information = torch.tensor(scores["information_nats"], device=self.aggressive.device)
+        self._is_aggressive = None
         self.aggressive &= information > self.most_information
         self.most_information = torch.maximum(self.most_information, information)
 
@@ -215,6 +223,11 @@ class VariationalAutoencoder(GenerativeModel):
         """How far the annealing of the KL has come; the KL and the active units are among the scores."""
         warmup = self.family.kl_warmup
         return {"kl_weight_share": torch.tensor(1.0 if warmup == 0 else min(1.0, progress / warmup))}
+
+
+def _forget(model: VariationalAutoencoder, _: object) -> None:
+    """Of a model that takes up other buffers."""
+    model._is_aggressive = None
 
 
 class _NoiseOfDraws(Noise):

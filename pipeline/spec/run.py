@@ -61,6 +61,13 @@ class TrainingSpec(Strict):
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
     `precision: bfloat16` lets networks compute with half the bits (weights, losses and the optimiser stay in float32);
     `auto` does so where the processor or the GPU multiplies such numbers faster.
+    `compile` has the phases compiled (torch.compile), which takes half a minute or more at the start of every run and
+    is for long ones; `cuda_graphs` also records what a GPU does in a step, which gains where steps are small. What
+    cannot be compiled runs as it is, with a warning. `channels_last` keeps pictures and their convolutions with the
+    channels innermost in memory; `auto` does so on a GPU. `tf32` lets a GPU multiply float32 with 10 bits of mantissa
+    (sums keep all of them), several times faster. None of these changes more than the rounding.
+    `sharding: fsdp` gives each worker a part of every parameter, of its average and of the optimiser's state, for
+    models that do not fit one device; checkpoints are the same, and may go on with or without it.
     `init_from` names a model (`models:/NAME@champion`, `models:/NAME/3`, a bundle's folder, a checkpoint's folder) with
     whose weights the training begins, as far as they fit; its optimisers and schedule begin anew. `transfer` says which
     parameters then train when, and how fast.
@@ -89,6 +96,9 @@ class TrainingSpec(Strict):
     schedule: Literal["cosine", "constant"] = "cosine"
     warmup_steps: Annotated[int, Field(ge=0)] = 0
     final_lr_share: Annotated[float, Field(ge=0, le=1)] = 0.0
+    compile: bool | Literal["cuda_graphs"] = False
+    channels_last: bool | Literal["auto"] = "auto"
+    tf32: bool = True
     clip_norm: Annotated[float | None, Field(gt=0)] = None
     precision: Literal["float32", "bfloat16", "auto"] = "float32"
     ema_decay: Share = 0.0
@@ -99,6 +109,7 @@ class TrainingSpec(Strict):
     stop_seconds: Annotated[float, Field(ge=0)] = 20
     threads_per_worker: Annotated[int | None, Field(ge=1)] = None
     placement: Literal["pack", "spread"] = "pack"
+    sharding: Literal["none", "fsdp"] = "none"
     use_gpu: bool | Literal["auto"] = "auto"
     report_every: Count = 50
     checkpoint_every: Count = 1000
@@ -141,6 +152,26 @@ class TrainingSpec(Strict):
             else:
                 asked = f"a multiple of every number of workers in num_workers [{fewest}, {most}], so of {least_common}"
             raise ValueError(f"batch_size {self.batch_size} is the global batch and must be {asked}; {near}")
+        return self
+
+    @model_validator(mode="after")
+    def _shards_fit(self) -> TrainingSpec:
+        if self.sharding == "fsdp":
+            if self.micro_batch == "auto":
+                raise ValueError(
+                    "sharding 'fsdp' lets no worker try alone how many examples fit; give micro_batch a number, or leave "
+                    "out sharding"
+                )
+            if self.compile:
+                raise ValueError(
+                    "sharding 'fsdp' puts parameters together and lets them go within a pass, which is not compiled "
+                    "here; leave out compile, or sharding"
+                )
+            if self.channels_last is True:
+                raise ValueError(
+                    "sharding 'fsdp' cuts parameters by rows, which must be contiguous; "
+                    "leave out channels_last, or sharding"
+                )
         return self
 
 

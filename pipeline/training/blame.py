@@ -30,33 +30,36 @@ class Finding:
     """What one rank knows of a failure.
 
     `loss` is its loss, None where that is not known; `rows` are those to blame, with what their records are called, or,
-    unless `alone`, the first of a batch in which no example gives the failure by itself; `all_alike` says that every
-    part of the batch that was looked at gives it.
+    unless `alone`, the first of a batch in which no example gives the failure by itself or, where that is None, none
+    was looked at; `all_alike` says that every part of the batch that was looked at gives it.
     """
 
     rank: int
     loss: float | None
     rows: list[int]
     names: list[str]
-    alone: bool = False
+    alone: bool | None = None
     all_alike: bool = False
 
 
 def explain(
-    failure: NotFiniteError, module: nn.Module, micro_batch: int, name_rows: NameRows | None
+    failure: NotFiniteError, module: nn.Module | None, micro_batch: int, name_rows: NameRows | None
 ) -> NonFiniteLossError:
     """The error for users: phase, step, rank, rows, their records, and what to do. A collective where there are several
     ranks: none of them fails alone.
 
-    `module` is the phase's, not wrapped; of a batch no more than `micro_batch` examples are looked at at once.
+    `module` is the phase's, not wrapped; of a batch no more than `micro_batch` examples are looked at at once. It is
+    None where no rank can compute alone: then the rows of the batch are told, and none is singled out.
     """
     run = failure.run
     finding = Finding(run.rank, failure.loss, [], [])
     if run.batch is not None:
-        places, finding.all_alike, loss = search(run, module, micro_batch)
-        finding.alone = bool(places)
-        if failure.loss is None:
-            finding.loss = loss
+        places: list[int] = []
+        if module is not None:
+            places, finding.all_alike, loss = search(run, module, micro_batch)
+            finding.alone = bool(places)
+            if failure.loss is None:
+                finding.loss = loss
         index = run.batch.index.cpu()
         finding.rows = index[places if places else slice(MOST_ROWS)].tolist()
         finding.names = _names(finding.rows, name_rows)
@@ -139,4 +142,5 @@ def _in_words(finding: Finding, failure: NotFiniteError) -> str:
         return f"{words}, and on every other that was tried: it is the weights, not the data; {steadier}"
     if finding.alone:
         return f"{words}, which give it by themselves; look at these records and leave them out, or {steadier}"
-    return f"{words}, none of which gives it by itself; {steadier}, or look at these rows"
+    none = "" if finding.alone is None else ", none of which gives it by itself"
+    return f"{words}{none}; {steadier}, or look at these rows"

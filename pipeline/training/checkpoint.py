@@ -45,6 +45,10 @@ FREE_TO_CHANGE = (
     ("training", "num_workers"),
     ("training", "resize_seconds"),
     ("training", "stop_seconds"),
+    ("training", "sharding"),
+    ("training", "channels_last"),
+    ("training", "compile"),
+    ("training", "tf32"),
     ("training", "threads_per_worker"),
     ("training", "use_gpu"),
     ("training", "report_every"),
@@ -81,14 +85,15 @@ class State:
 def take_state(stepper: Stepper) -> State | None:
     """Copy what a checkpoint holds; a collective. Rank 0, which writes it, gets the state, and the others None."""
     carry = stepper.global_carry()
-    return state_of(stepper, carry) if stepper.rank == 0 else None
+    with stepper.gathered():
+        return state_of(stepper, carry) if stepper.rank == 0 else None
 
 
 def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:
     """Copies of all that changes in a stepper; `carry` is `stepper.global_carry()`, which all ranks must call."""
     tensors = {
         "weights.safetensors": copied(stepper.weights()),
-        "average.safetensors": copied(stepper.average),
+        "average.safetensors": copied(stepper.averages()),
         "optimizer.safetensors": copied(stepper.optimizer_tensors()),
         # Kept in the host's memory, and replaced by the next best, never changed: it needs no copy.
         "best.safetensors": stepper.best,

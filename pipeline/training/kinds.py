@@ -78,6 +78,12 @@ KINDS = {
         "A step did not fit into memory, and was taken again with fewer examples at once.",
         "Set training.micro_batch to the number that fits, or leave it at auto; or lower training.batch_size.",
     ),
+    "not_compiled": Kind(
+        "Not compiled",
+        "The compiler could not do what training.compile asks for: these phases run as they were written, as fast as "
+        "without it, with the same results.",
+        "Set training.compile to false; or mend what it names (a missing C++ compiler, say).",
+    ),
     "rolled_back": Kind(
         "Rolled back",
         "The training exploded and went on from its last checkpoint with a smaller learning rate.",

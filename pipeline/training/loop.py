@@ -237,7 +237,7 @@ def run_loop(
                 means.add(stepper.weight_norms())
                 metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
             stepper.check_finite(metrics, step)
-            warnings = watch.report(step, metrics)
+            warnings = watch.report(step, metrics) + stepper.noticed(step)
             if training.micro_batch is not None:
                 metrics["train/micro_batch"] = float(stepper.micro_batch.size)
                 said, stepper.micro_batch.said = stepper.micro_batch.said, []

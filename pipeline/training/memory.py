@@ -110,9 +110,12 @@ class MicroBatch:
             raise self._error(run, taken, 0)
         self.size = found
 
-    def lower(self, run: Run, module: nn.Module, taken: str) -> None:
+    def lower(self, run: Run, module: nn.Module | None, taken: str) -> None:
         """A pass of `run` did not fit: go on with fewer examples at once, where the spec leaves the number open and no
-        other rank waits. Raises: OutOfMemoryError, naming how many would have fitted."""
+        other rank waits. Raises: OutOfMemoryError, naming how many would have fitted; nothing is tried without a
+        `module`, where no rank can compute alone."""
+        if module is None:
+            raise self._error(run, taken, None)
         found = 0
         if self.size > 1:
             release(self.device)
@@ -129,7 +132,7 @@ class MicroBatch:
         )
         self.size = found
 
-    def _error(self, run: Run | None, taken: str, found: int) -> OutOfMemoryError:
+    def _error(self, run: Run | None, taken: str, found: int | None) -> OutOfMemoryError:
         where = "" if run is None else f" in phase '{run.phase}' at step {run.step}"
         of = f"{self.share:,} of a batch" + (f" on each of {self.world_size} workers" if self.world_size > 1 else "")
         what = f"out of memory{where} (rank {self.rank}): {self.size:,} examples at once, {of}, with {taken}"
@@ -138,6 +141,8 @@ class MicroBatch:
                 f"{what}; {found:,} at once fit: set training.micro_batch to {found}, or to auto, which adds up the "
                 "same gradients; or lower training.batch_size"
             )
+        if found is None:
+            return OutOfMemoryError(f"{what}; set training.micro_batch to less, or train on more workers")
         return OutOfMemoryError(
             f"{what}; not even one example at once fits: take a smaller model or shorter examples, or a machine with "
             "more memory"

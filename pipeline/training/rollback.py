@@ -37,7 +37,7 @@ class Snapshot:
 def take_snapshot(stepper: Stepper) -> Snapshot:
     """What `restore` goes back to, as often as wanted."""
     carry = None if stepper.carry is None else tuple(part.to("cpu", copy=True) for part in stepper.carry)
-    weights, average = copied(stepper.weights()), copied(stepper.average)
+    weights, average = copied(stepper.weights()), copied(stepper.averages())
     return Snapshot(
         weights, average, copied(stepper.optimizer_tensors()), carry, stepper.best, stepper.course.as_dict()
     )

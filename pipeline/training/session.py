@@ -30,6 +30,7 @@ from pipeline.training.loop import Hooks, progress_of, run_loop
 from pipeline.training.memory import in_short, in_use, is_out_of_memory, release
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
+from pipeline.training.tensor_cores import tensor_cores
 from pipeline.training.tracing import Trace
 
 VALIDATION_EXAMPLES = 1000
@@ -101,7 +102,7 @@ class Session:
         try:
             if progress < 1.0:
                 self.stepper.find_micro_batch(self.start.step, self.batches, progress)
-            with Instruments(self.stepper, trace) as instruments:
+            with tensor_cores(self.spec.training, self.stepper.device), Instruments(self.stepper, trace) as instruments:
                 return run_loop(self.stepper, self.batches, self.training, hooks, self.start, validate, instruments)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
@@ -143,7 +144,7 @@ class Session:
                 release(stepper.device)
                 sums = self._sums(model, quick)
             model.importance_samples = samples
-            signs = self._vital_signs(progress)
+            signs = self._vital_signs(model, progress)
         if self.world_size > 1:
             gathered: list[dict[str, torch.Tensor] | None] = [None] * self.world_size
             dist.all_gather_object(gathered, sums)
@@ -162,13 +163,13 @@ class Session:
         return evaluate_split(model, self.held_out, self.layout, spec, self.spec.seed, *ranks, self.stepper.device)
 
     @torch.no_grad()
-    def _vital_signs(self, progress: float) -> dict[str, float]:
+    def _vital_signs(self, model: GenerativeModel, progress: float) -> dict[str, float]:
         """Every rank takes them of the same batches with the same noise; their mean over ranks is what all judge."""
         if self.sign_batches is None:
             return {}
         device = self.stepper.device
         noise = Noise(make_generator(self.spec.seed, "signs", device=device))
-        signs = self.stepper.model.vital_signs(*self.sign_batches, noise, progress)
+        signs = model.vital_signs(*self.sign_batches, noise, progress)
         if not signs:
             return {}
         stacked = torch.stack([value.to(device).double() for value in signs.values()])

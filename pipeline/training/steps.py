@@ -16,17 +16,19 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.nn.parallel import DistributedDataParallel
 
 from pipeline.data.batches import Batches
 from pipeline.errors import NonFiniteLossError
-from pipeline.models.base import Batch, GenerativeModel, Output, Phase, StepContext, derive_seed
+from pipeline.models.base import GenerativeModel, Output, Phase, derive_seed
 from pipeline.spec import TrainingSpec
 from pipeline.training.accumulation import Joined, Run, cut, unsynchronised
 from pipeline.training.blame import NameRows, explain
+from pipeline.training.compiling import NOT_COMPILED, CompiledPhase
 from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
 from pipeline.training.guard import Guard, NotFiniteError
+from pipeline.training.health import HealthWarning, note
+from pipeline.training.holding import PhaseModule, make_holding
 from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
 from pipeline.training.timing import make_timer
 
@@ -72,22 +74,6 @@ def has_fast_bfloat16(device: torch.device) -> bool:
     return bool(torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported())
 
 
-class _PhaseModule(nn.Module):
-    """One phase of a model as a module of its own: what DistributedDataParallel wraps.
-
-    Wrapped while only the phase's parameters require gradients, each wrapper reduces just those. One wrapper
-    over the whole model would need `find_unused_parameters`, a search of the graph in every step.
-    """
-
-    def __init__(self, model: GenerativeModel, phase: str) -> None:
-        super().__init__()
-        self.model, self.phase = model, phase
-
-    def forward(self, batch: Batch | None, context: StepContext) -> Output:
-        output: Output = self.model(batch, self.phase, context)
-        return output
-
-
 class Stepper:
     """Trains a model by steps; holds all that changes: weights, moving average, optimisers, carried state, the weights
     of the best validation where they are kept, and the course of the training.
@@ -105,9 +91,10 @@ class Stepper:
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
-        self.model = model.to(device).train()
         self.training, self.seed = training, seed
         self.device, self.rank, self.world_size = torch.device(device), rank, world_size
+        self.model, self.holding = model, make_holding(model, training, self.device, world_size)
+        model.train()
         self.local_batch = training.batch_size // world_size
         self.half = training.precision == "bfloat16" or (
             training.precision == "auto" and has_fast_bfloat16(self.device)
@@ -122,8 +109,11 @@ class Stepper:
             phase.name: make_optimizer(self.members[phase.name], training, phase.lr_scale, self.freezing.scales)
             for phase in self.phases
         }
+        self.numbered = {name: self._names(optimizer) for name, optimizer in self.optimizers.items()}
+        self.compiled: dict[str, CompiledPhase] = {}
         self.modules = {phase.name: self._wrapped(phase) for phase in self.phases}
         self.average = self._start_average()
+        self._gathered: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
         self.best: dict[str, Tensor] = {}
         self.course = Course()
         self.timer = make_timer(self.device)
@@ -134,7 +124,12 @@ class Stepper:
         """What users call the records of rows of the training split, where a failure is to name them."""
 
     def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
-        return {n: p for n, p in self.model.named_parameters() if n.startswith(phase.parameters)}
+        return {n: p for n, p in self.holding.own.items() if n.startswith(phase.parameters)}
+
+    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
+        """The parameters' names in the order in which the optimiser numbers them."""
+        names = {parameter: name for name, parameter in self.holding.own.items()}
+        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def _only(self, phase: Phase) -> None:
         """Let only the phase's parameters require gradients, without those that are frozen now."""
@@ -158,20 +153,31 @@ class Stepper:
                 self.modules[phase.name] = self._wrapped(phase)
 
     def _wrapped(self, phase: Phase) -> nn.Module:
-        module = _PhaseModule(self.model, phase.name)
-        if self.world_size == 1:
-            return module
-        self._only(phase)
-        ids = [self.device.index or 0] if self.device.type == "cuda" else None
-        # Buffers change by validations alone, on all ranks alike: none is sent. The bucket view saves a copy of the
-        # gradients.
-        return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
+        if self.world_size > 1:
+            self._only(phase)
+        module = PhaseModule(self.model, phase.name)
+        if not self.training.compile:
+            return self.holding.wrapped(module)
+        self.compiled[phase.name] = CompiledPhase(module, self.training.compile == "cuda_graphs")
+        return self.holding.wrapped(self.compiled[phase.name])
+
+    def _alone(self, phase: Phase) -> PhaseModule | None:
+        """The phase as one rank can run it without the others, where it can."""
+        return None if self.holding.sharded else PhaseModule(self.model, phase.name)
+
+    def noticed(self, step: int) -> list[HealthWarning]:
+        """What the steps up to `step` have met that is worth a warning, once each: phases that are not compiled."""
+        failures = {name: module.failure for name, module in self.compiled.items() if module.failure}
+        if not failures or NOT_COMPILED in self.course.warnings:
+            return []
+        message = "; ".join(f"phase '{name}': {failure}" for name, failure in failures.items())
+        return [note(self.course, NOT_COMPILED, message, step)]
 
     def _start_average(self) -> dict[str, Tensor]:
         if self.training.ema_decay == 0:
             return {}
         prefixes = self.model.averaged
-        return {n: p.detach().clone() for n, p in self.model.named_parameters() if n.startswith(prefixes)}
+        return {n: p.detach().clone() for n, p in self.holding.own.items() if n.startswith(prefixes)}
 
     def step(self, number: int, batches: Batches, progress: float) -> dict[str, Tensor]:
         """Run every phase of step `number` and return this rank's detached means.
@@ -192,6 +198,7 @@ class Stepper:
                     group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
                 output = self._gradients_of(phase, run)
                 with self.timer.part("optimiser", phase.name):
+                    self.holding.settle_gradients()
                     norm = self._gradient_norm(phase, number)
                     gradients = [p.grad for p in self.members[phase.name].values() if p.grad is not None]
                     self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))
@@ -247,7 +254,7 @@ class Stepper:
             for phase in self.phases:
                 if phase in firsts:
                     self._only(phase)
-                    yield firsts[phase], _PhaseModule(self.model, phase.name)
+                    yield firsts[phase], PhaseModule(self.model, phase.name)
 
         self.micro_batch.find(tries(), bytes_to_come(self.optimizers.values(), self._undone(progress)))
 
@@ -266,7 +273,7 @@ class Stepper:
                     raise
                 taken = f"{in_use(self.device)} ({in_short(error)})"
             # After the handler, whose traceback holds what the pass had allocated.
-            self.micro_batch.lower(run, _PhaseModule(self.model, phase.name), taken)
+            self.micro_batch.lower(run, self._alone(phase), taken)
 
     def _pass(self, phase: Phase, run: Run) -> Output:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
@@ -297,18 +304,20 @@ class Stepper:
     def _gradient_norm(self, phase: Phase, number: int) -> dict[str, Tensor]:
         """The norm of the phase's gradients before clipping, which it does; without clipping only now and then."""
         name = f"health/{phase.name}_gradient_norm"
-        gradients = [p for p in self.members[phase.name].values() if p.grad is not None]
+        members = self.members[phase.name]
         if self.training.clip_norm is not None:
-            return {name: nn.utils.clip_grad_norm_(gradients, self.training.clip_norm)}
-        if number % NORM_EVERY:
+            return {
+                name: self.holding.clip([n for n, p in members.items() if p.grad is not None], self.training.clip_norm)
+            }
+        if number % NORM_EVERY and not self.holding.sharded:  # of its shards alone no rank sees whether all are finite
             return {}
-        return {name: nn.utils.get_total_norm([p.grad for p in gradients if p.grad is not None])}
+        return {name: self.holding.norm({n: p.grad for n, p in members.items() if p.grad is not None})}
 
     def _explained(self, failure: NotFiniteError) -> NonFiniteLossError:
         """The error for users; the weights are then as they were before the step that failed."""
         phase = next(phase for phase in self.phases if phase.name == failure.run.phase)
         self._only(phase)
-        error = explain(failure, _PhaseModule(self.model, phase.name), self.micro_batch.size, self.name_rows)
+        error = explain(failure, self._alone(phase), self.micro_batch.size, self.name_rows)
         self.guard.go_back()
         return error
 
@@ -316,8 +325,8 @@ class Stepper:
     def weight_norms(self) -> dict[str, Tensor]:
         """The norm of each phase's weights, under `health/PHASE_weight_norm`."""
         return {
-            f"health/{name}_weight_norm": nn.utils.get_total_norm([p.detach() for p in members.values()])
-            for name, members in self.members.items()
+            f"health/{phase}_weight_norm": self.holding.norm({name: p.detach() for name, p in members.items()})
+            for phase, members in self.members.items()
         }
 
     def check_finite(self, means: dict[str, float], number: int) -> None:
@@ -341,25 +350,12 @@ class Stepper:
             return
         # The average of a short history must not be the initialisation (Kingma and Ba 2015, section 3, in effect).
         decay = min(self.training.ema_decay, (1 + number) / (10 + number))
-        parameters = dict(self.model.named_parameters())
-        self.guard.average(list(self.average.values()), [parameters[n] for n in self.average], 1 - decay)
+        own = self.holding.own
+        self.guard.average(list(self.average.values()), [own[n] for n in self.average], 1 - decay)
 
-    @contextlib.contextmanager
-    def averaged_weights(self) -> Iterator[GenerativeModel]:
+    def averaged_weights(self) -> contextlib.AbstractContextManager[GenerativeModel]:
         """The model in evaluation mode with the averaged weights (where there are any) in place."""
-        parameters = dict(self.model.named_parameters())
-        kept = {name: parameters[name].detach().clone() for name in self.average}
-        try:
-            with torch.no_grad():
-                for name, value in self.average.items():
-                    parameters[name].copy_(value)
-            self.model.eval()
-            yield self.model
-        finally:
-            with torch.no_grad():
-                for name, value in kept.items():
-                    parameters[name].copy_(value)
-            self.model.train()
+        return self.holding.scoring(self.average)
 
     def keep_as_best(self) -> None:
         """Keep a copy of the weights for scores, in the host's memory, as those of the best validation."""
@@ -367,21 +363,47 @@ class Stepper:
 
     # --- state ----------------------------------------------------------------------------------------------
 
+    @contextlib.contextmanager
+    def gathered(self) -> Iterator[None]:
+        """While rank 0 alone asks for the state, as for a checkpoint: a collective that has it whole there."""
+        if self.holding.sharded:
+            state = self.weights(), self.averages(), self.optimizer_tensors()
+            self._gathered = state if self.rank == 0 else None
+        try:
+            yield
+        finally:
+            self._gathered = None
+
     def weights(self) -> dict[str, Tensor]:
-        return {name: value.detach() for name, value in self.model.state_dict().items()}
+        """All weights and buffers, each whole: a collective where they are in shards, as are the next three."""
+        if self._gathered is not None:
+            return self._gathered[0]
+        own, whole = self.holding.own, self.holding.whole
+        state = self.model.state_dict()
+        return {n: whole(n, own[n].detach()) if n in own else value.detach() for n, value in state.items()}
+
+    def averages(self) -> dict[str, Tensor]:
+        """The moving averages, each whole."""
+        if self._gathered is not None:
+            return self._gathered[1]
+        return {name: self.holding.whole(name, value) for name, value in self.average.items()}
 
     def scoring_weights(self) -> dict[str, Tensor]:
         """The weights that scores and samples use: averaged where there is an average."""
-        return {**self.weights(), **self.average}
+        return {**self.weights(), **self.averages()}
 
     def bundled_weights(self) -> dict[str, Tensor]:
         """The weights that a bundle gets: those of the best validation where they are kept, else those for scores."""
         return self.best or self.scoring_weights()
 
     def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of every optimiser, under `phase/parameter number/name`."""
+        """Every tensor of every optimiser, whole, under `phase/parameter number/name`."""
+        if self._gathered is not None:
+            return self._gathered[2]
         return {
-            f"{phase}/{number}/{name}": value
+            f"{phase}/{number}/{name}": self.holding.whole(self.numbered[phase][number], value)
+            if value.dim()
+            else value
             for phase, optimizer in self.optimizers.items()
             for number, state in optimizer.state_dict()["state"].items()
             for name, value in state.items()
@@ -410,14 +432,16 @@ class Stepper:
     ) -> None:
         """Take up a saved state, of any number of workers."""
         self.guard.reset()
-        self.model.load_state_dict(weights)
-        self.average = {name: average[name].to(self.device) for name in self.average}
+        part = self.holding.part
+        self.holding.load(weights)
+        self.average = {name: part(name, average[name]) for name in self.average}
         for phase, optimizer in self.optimizers.items():
             state: dict[int, dict[str, Any]] = {}
             for key, value in optimizer_tensors.items():
                 owner, number, name = key.split("/")
                 if owner == phase:
-                    state.setdefault(int(number), {})[name] = value
+                    parameter = self.numbered[phase][int(number)]
+                    state.setdefault(int(number), {})[name] = part(parameter, value) if value.dim() else value
             optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
         if carry:
             self.carry = tuple(part[self.rank :: self.world_size].to(self.device).contiguous() for part in carry)

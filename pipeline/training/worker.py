@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +29,7 @@ from pipeline.training.asked import Asked
 from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
+from pipeline.training.processors import processors
 from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Found, Shelf, shelf_of
@@ -71,7 +71,7 @@ def told(run_key: str) -> dict[str, Any]:
 
 def set_threads(threads: int | None, local_workers: int) -> int:
     """Share the node's processors among its workers: Ray would leave every worker with one thread."""
-    chosen = threads or max(1, len(os.sched_getaffinity(0)) // max(1, local_workers))
+    chosen = threads or max(1, processors() // max(1, local_workers))
     torch.set_num_threads(chosen)
     return chosen
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from pathlib import Path
 from types import SimpleNamespace
@@ -127,6 +128,12 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
 
         def weight_norms(self) -> dict[str, torch.Tensor]:
             return {}
+
+        def noticed(self, step: int) -> list[object]:
+            return []
+
+        def gathered(self) -> contextlib.AbstractContextManager[None]:
+            return contextlib.nullcontext()
 
     class Hooks(Unasked):
         def report(self, at: Position, metrics: dict[str, float]) -> None:

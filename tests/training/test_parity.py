@@ -50,7 +50,7 @@ FOUND = "found:"
 CASES += [f"{FOUND}vae-image", f"{FOUND}gan-image-options"]
 
 
-def _spec(case: str) -> RunSpec:
+def spec_of(case: str) -> RunSpec:
     settings: dict[str, Any] = {"steps": STEPS, "ema_decay": 0.9, "clip_norm": 1.0, "warmup_steps": 3, "lr": 1e-2}
     if case.startswith(ACCUMULATED):
         case = case.removeprefix(ACCUMULATED)
@@ -99,7 +99,7 @@ def _vae_with_all_options(modality: str, settings: dict[str, Any]) -> RunSpec:
 def _train(case: str, rank: int, world_size: int, folder: str) -> None:
     torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
     try:
-        spec = _spec(case)
+        spec = spec_of(case)
         session = Session(spec, prepared_in_memory(spec), rank=rank, world_size=world_size)  # type: ignore[arg-type]
         end = session.run(LocalHooks(spec))
     finally:

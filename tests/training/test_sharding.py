@@ -1,0 +1,140 @@
+"""Parameters in shards train as whole ones do, and leave the same checkpoints: two processes against one."""
+
+from __future__ import annotations
+
+import copy
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.multiprocessing as multiprocessing
+from safetensors.torch import load_file, save_file
+
+from pipeline.errors import SpecError
+from pipeline.spec import RunSpec, make_spec
+from pipeline.training import sharding
+from pipeline.training.checkpoint import Position
+from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.session import Session
+from pipeline.training.steps import Stepper
+from tests.conftest import prepared_in_memory
+from tests.training.test_parity import SINGLE, THAWING, spec_of
+
+IN_BLOCKS = "in-blocks:"
+"""Cases in which every block is put together by itself, however small."""
+CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
+CASES += ["vae-options-image", "vae-options-text", "gan-image-options", "gan-text-options", "gan-audio-options"]
+CASES += [f"{IN_BLOCKS}{case}" for case in ("vae-image", "vae-text", "rnn-carried", "rnn-windows", "gan-text-options")]
+CASES += [f"{THAWING}vae-image", f"{THAWING}rnn-carried", "rolled:vae-image", f"stopped:{IN_BLOCKS}vae-image"]
+CASES += [f"{SINGLE}vae-image"]
+RESUMED = ["vae-image", "gan-audio", "rnn-carried"]
+
+
+class Hooks(LocalHooks):
+    """Rank 0 saves; the others take part in what it asks of all."""
+
+    def checkpoint(self, at: Position, stepper: Stepper) -> None:
+        if self.folder is None and stepper.world_size > 1:
+            stepper.global_carry()
+        super().checkpoint(at, stepper)
+
+
+def _spec(case: str, sharding: str) -> RunSpec:
+    tree = copy.deepcopy(spec_of(case.replace(IN_BLOCKS, "")).as_dict())
+    tree["training"]["sharding"] = sharding
+    return make_spec(tree)
+
+
+def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Path | None = None) -> None:
+    torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
+    least, sharding.LEAST_PARAMETERS = sharding.LEAST_PARAMETERS, 0 if IN_BLOCKS in case else 10**9
+    try:
+        spec = _spec(case, "fsdp" if world_size > 1 else "none")
+        prepared: Any = prepared_in_memory(spec)
+        session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
+        hooks = Hooks(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
+        session.run(hooks)
+        weights = session.stepper.bundled_weights()
+        carry = session.stepper.global_carry()
+    finally:
+        torch.set_default_dtype(torch.float32)
+        sharding.LEAST_PARAMETERS = least
+    if rank == 0:
+        tensors = {**weights, **{f"carry{i}": part for i, part in enumerate(carry)}}
+        tensors = {name: value.clone().contiguous() for name, value in tensors.items()}
+        folder.mkdir(exist_ok=True)
+        save_file(tensors, folder / f"{case}-{world_size}.safetensors")
+
+
+def _train_all(rank: int, world_size: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(minutes=2),
+    )
+    for case in CASES:
+        _train(case, rank, world_size, Path(folder))
+    resumed = Path(folder, "resumed")
+    for case in RESUMED:
+        if rank == 0:
+            _train(case, 0, 1, Path(folder))
+        torch.distributed.barrier()
+        _train(case, rank, world_size, resumed, resume_from=local_checkpoints(Path(folder, f"{case}-1"))[0])
+    torch.distributed.destroy_process_group()
+
+
+def _train_as_the_other(number: int, world_size: int, folder: str) -> None:
+    _train_all(number + 1, world_size, folder)
+
+
+@pytest.fixture(scope="module")
+def trained_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every case trained by two processes, this one (rank 0) and another, started once."""
+    folder = tmp_path_factory.mktemp("shards")
+    other = multiprocessing.spawn(_train_as_the_other, (2, str(folder)), nprocs=1, join=False, daemon=True)
+    _train_all(0, 2, str(folder))
+    while not other.join():
+        continue
+    return folder
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_workers_with_shards_equal_one(case: str, trained_in_shards: Path) -> None:
+    _train(case, 0, 1, trained_in_shards)
+    one, two = (load_file(trained_in_shards / f"{case}-{size}.safetensors") for size in (1, 2))
+    assert one.keys() == two.keys()
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+    # Checkpoints too: the same files, keys and shapes, and numbers, the optimiser's among them.
+    ones, twos = (local_checkpoints(trained_in_shards / f"{case}-{size}") for size in (1, 2))
+    assert [folder.name for folder in ones] == [folder.name for folder in twos]
+    for whole, gathered in zip(ones, twos, strict=True):
+        for file in sorted(whole.glob("*.safetensors")):
+            expected, seen = load_file(file), load_file(gathered / file.name)
+            assert expected.keys() == seen.keys()
+            for name, value in expected.items():
+                torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("case", RESUMED)
+def test_checkpoints_go_on_with_shards_and_without(case: str, trained_in_shards: Path) -> None:
+    expected = load_file(trained_in_shards / f"{case}-1.safetensors")
+    by_one, by_two = (local_checkpoints(trained_in_shards / f"{case}-{size}")[0] for size in (1, 2))
+    assert by_one.name == by_two.name == "step-00000018"
+    _train(case, 0, 1, trained_in_shards / "resumed", resume_from=by_two)
+    for size in (1, 2):
+        seen = load_file(trained_in_shards / "resumed" / f"{case}-{size}.safetensors")
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)
+
+
+def test_what_does_not_go_with_shards_is_refused() -> None:
+    tree = spec_of("vae-image").as_dict()
+    for key, value in (("compile", True), ("channels_last", True)):
+        with pytest.raises(SpecError, match=f"leave out {key}, or sharding"):
+            make_spec({**tree, "training": {**tree["training"], "sharding": "fsdp", key: value}})
