@@ -159,8 +159,8 @@ class TrainingSpec(Strict):
         if self.sharding == "fsdp":
             if self.micro_batch == "auto":
                 raise ValueError(
-                    "sharding 'fsdp' lets no worker try alone how many examples fit; give micro_batch a number, or leave "
-                    "out sharding"
+                    "sharding 'fsdp' lets no worker try alone how many examples fit; give micro_batch a number, "
+                    "or leave out sharding"
                 )
             if self.compile:
                 raise ValueError(
