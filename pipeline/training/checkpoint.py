@@ -83,10 +83,10 @@ class State:
 
 
 def take_state(stepper: Stepper) -> State | None:
-    """Copy what a checkpoint holds; a collective. Rank 0, which writes it, gets the state, and the others None."""
+    """Copy what a checkpoint holds; a collective, within `stepper.gathered()`. Rank 0, which writes it, gets the state,
+    and the others None."""
     carry = stepper.global_carry()
-    with stepper.gathered():
-        return state_of(stepper, carry) if stepper.rank == 0 else None
+    return state_of(stepper, carry) if stepper.rank == 0 else None
 
 
 def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:

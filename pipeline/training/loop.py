@@ -225,7 +225,8 @@ def run_loop(
                 stepper.check_finite({name: total for name, (total, _) in unreported.items()}, step)
                 stepper.course.unreported = unreported
                 with instruments.part("checkpoint"):
-                    hooks.checkpoint(at, stepper)
+                    with stepper.gathered():
+                        hooks.checkpoint(at, stepper)
                     back.keep(step)
                     stepper.course.unreported = {}
                     hooks.obeyed(wish, at)
@@ -282,7 +283,8 @@ def run_loop(
         if ends or saves or wish:
             began = time.monotonic()
             with instruments.part("checkpoint"):
-                hooks.checkpoint(at, stepper)
+                with stepper.gathered():
+                    hooks.checkpoint(at, stepper)
                 back.keep(step)
             saved_at, saving_seconds = clock.shared, time.monotonic() - began
         if wish and not ends:

@@ -23,6 +23,7 @@ from pipeline.training.course import Course
 from pipeline.training.launch import LocalHooks, describe, local_checkpoints
 from pipeline.training.loop import run_loop
 from pipeline.training.session import Session
+from pipeline.training.timing import StepTimer
 from pipeline.training.wishes import Unasked
 from tests.conftest import cell_spec, lane_spec, raw_examples
 from tests.data.prepared_sets import write_prepared
@@ -115,7 +116,8 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
             pass
 
     class Stepper:
-        world_size, batches_per_step, device, course = 1, 2, torch.device("cpu"), Course()
+        world_size, rank, batches_per_step, device, course = 1, 0, 2, torch.device("cpu"), Course()
+        timer = StepTimer()
 
         def step(self, number: int, batches: Slow, progress: float) -> dict[str, torch.Tensor]:
             batches.batch(2 * number)

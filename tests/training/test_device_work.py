@@ -14,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
-from pipeline.training.steps import Stepper
 from pipeline.training.tensor_cores import tensor_cores
 from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
 from tests.training.test_parity import spec_of
@@ -67,10 +66,10 @@ class Reads(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_reads_no_number_from_the_device(case: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Stepper, "_looks_at_losses", False)  # as on a GPU
+def test_a_step_reads_no_number_from_the_device(case: str) -> None:
     spec = _settings(case)
     session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session.stepper.guard.on_device = True
     session.stepper.step(0, session.batches, 0.0)  # what is looked at once, after a start or a validation
     with Reads() as reads:
         for number in range(1, 4):
@@ -82,9 +81,9 @@ def test_a_planted_read_is_found() -> None:
     spec = _settings("vae-image")
     session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
     with Reads() as reads:
-        session.stepper.step(0, session.batches, 0.0)  # looks at the loss, as it does on a CPU
-    assert len(reads.places) == 1
-    assert "loss.item()" in reads.places[0]
+        session.stepper.step(0, session.batches, 0.0)  # the guard looks at the loss and the norm, as it does on a CPU
+    assert len(reads.places) == 2
+    assert all("guard.py" in place for place in reads.places)
 
 
 @pytest.mark.gpu

@@ -85,6 +85,8 @@ def _train_all(rank: int, world_size: int, folder: str) -> None:
             _train(case, 0, 1, Path(folder))
         torch.distributed.barrier()
         _train(case, rank, world_size, resumed, resume_from=local_checkpoints(Path(folder, f"{case}-1"))[0])
+    # A process that leaves while the other still speaks to it is ended by the one's threads.
+    torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
 
