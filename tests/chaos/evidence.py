@@ -19,6 +19,9 @@ CLEAN_WITHIN_SECONDS = 60.0
 OF_THE_MODEL = ("validation/", "health/", "train/lr")
 """Metrics that tell of the training: their values too must be those of the undisturbed run. Others tell of time, or are
 scores, whose sums are taken by as many workers as there is room for."""
+OF_THE_START = ("system/", "train/num_workers", "train/model_tflops_per_second", "train/mfu")
+"""Metrics whose steps are another matter: seconds, or reports of Ray's workers alone, or, as operations are counted after
+the first report of a start, not of every report."""
 
 History = dict[str, list[tuple[int, float]]]
 
@@ -68,8 +71,8 @@ def history_faults(history: History, undisturbed: History) -> list[str]:
         twice = sorted(step for step, times in Counter(steps).items() if times > 1)
         if twice:
             found.append(f"{key}: {len(twice)} steps are there more than once, the first {twice[0]}")
-        if key.startswith("system/"):
-            continue  # their steps are seconds
+        if key.startswith(OF_THE_START):
+            continue
         missing, new = sorted(set(expected) - set(steps)), sorted(set(steps) - set(expected))
         if missing or new:
             found.append(f"{key}: missing {missing[:5]}, too many {new[:5]}")

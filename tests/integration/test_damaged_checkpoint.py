@@ -20,7 +20,7 @@ from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
 from tests.command_line import run_here
 
-pytestmark = pytest.mark.ray
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 STEPS = 3000
 SMALL = [
