@@ -20,7 +20,7 @@ OF_THE_MODEL = ("validation/", "health/", "train/lr")
 """Metrics that tell of the training: their values too must be those of the undisturbed run. Others tell of time, or are
 scores, whose sums are taken by as many workers as there is room for."""
 OF_THE_START = ("system/", "train/num_workers", "train/model_tflops_per_second", "train/mfu")
-"""Metrics whose steps are another matter: seconds, or reports of Ray's workers alone, or, as operations are counted after
+"""Metrics whose steps are another matter: seconds, reports of Ray's workers alone or, as operations are counted after
 the first report of a start, not of every report."""
 
 History = dict[str, list[tuple[int, float]]]
