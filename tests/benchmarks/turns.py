@@ -197,10 +197,14 @@ def take_turns(contestants: Sequence[Contestant], rounds: int, seconds: float) -
 
 
 def bring_to_start(contestant: Contestant) -> Contestant:
-    """Wait until it has settled, and stop it."""
-    contestant.wait_for_steps()
-    time.sleep(SETTLED_SECONDS)
-    contestant.send(signal.SIGSTOP)
+    """Wait until it has settled, and stop it; ended when the benchmark is itself ended while it waits."""
+    try:
+        contestant.wait_for_steps()
+        time.sleep(SETTLED_SECONDS)
+        contestant.send(signal.SIGSTOP)
+    except BaseException:
+        contestant.end()
+        raise
     return contestant
 
 
