@@ -136,23 +136,17 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=300.0, help="wall-clock of either training")
     told = parser.parse_args()
     row = train(
+        told,
         "mnist_vae",
-        told.storage,
-        [
-            f"data.source.path={told.data / 'image' / 'mnist.npz'}",
-            f"training.max_seconds={told.seconds}",
-            f"model.backbone.hidden=[{OUR_HIDDEN},{OUR_HIDDEN}]",
-            f"seed={told.seed}",
-            "evaluation.nll_samples=200",
-            "evaluation.max_examples=2000",
-            *told.overrides,
-        ],
+        "image/mnist.npz",
+        f"training.max_seconds={told.seconds}",
+        f"model.backbone.hidden=[{OUR_HIDDEN},{OUR_HIDDEN}]",
+        "evaluation.nll_samples=200",
+        "evaluation.max_examples=2000",
     )
     spec, prepared = row.spec, row.prepared
     ours = row.bundle.model
-    ours.importance_samples = spec.evaluation.nll_samples
-    sums = evaluate_split(ours, prepared.load_split("test"), prepared.layout, spec, spec.seed)
-    nats = ours.summarise(sums)["nll_nats"]
+    nats = ours.summarise(row.test_sums())["nll_nats"]
     peer, peer_steps = trained_pythae(prepared.load_split("train").x, told.seconds, spec.training.batch_size)
     peer_nats = nats_of_pythae(peer, spec, prepared)
     print(

@@ -11,20 +11,18 @@ from __future__ import annotations
 
 import lzma
 
-from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models.base import LOG_2
 from tests.benchmarks.rows import options, print_row, train
 
 
 def main() -> None:
     told = options(__doc__).parse_args()
-    path = told.data / "audio" / "fsdd.tar.xz"
-    row = train("fsdd_rnn", told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
+    row = train(told, "fsdd_rnn", "audio/fsdd.tar.xz")
     bundle, test = row.bundle, row.prepared.load_split("test")
     assert bundle.layout.end_token is not None
     samples = test.x[test.x < bundle.layout.end_token].numpy().astype("uint8")
     packed = 8 * len(lzma.compress(samples.tobytes(), preset=9 | lzma.PRESET_EXTREME)) / len(samples)
-    sums = evaluate_split(bundle.model, test, bundle.layout, row.spec, row.spec.seed)
+    sums = row.test_sums()
     bits = float(sums["nats"]) / LOG_2 / len(samples)
     figures = {"bits_a_sample": bits, "xz_bits_a_sample": packed, "recordings": len(test.x), "samples": len(samples)}
     print_row("sound RNN", "FSDD, mu-law 8 bit", "< xz -9e in bits a sample", bits < packed, row, **figures)

@@ -15,8 +15,7 @@ from tests.benchmarks.rows import options, print_row, train
 
 def main() -> None:
     told = options(__doc__).parse_args()
-    path = told.data / "text" / "dialogues.jsonl.xz"
-    row = train("../dialogue", told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
+    row = train(told, "../dialogue", "text/dialogues.jsonl.xz")
     layout, scores = row.prepared.layout, row.scores()
     assert layout.end_token is not None
     nats = scores["test/nats_per_token"].value

@@ -9,21 +9,19 @@ al. 2016, table 4).
 
 from __future__ import annotations
 
-from pipeline.evaluation.likelihood import evaluate_split
 from tests.benchmarks.rows import options, print_row, train
 
-TARGET = 86.0
+TARGETS = 86.0, 80.5
+"""On two cores, on a GPU."""
 
 
 def main() -> None:
     told = options(__doc__).parse_args()
-    path = told.data / "image" / "mnist.npz"
-    row = train("mnist_rnn", told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
-    bundle, test = row.bundle, row.prepared.load_split("test")
-    sums = evaluate_split(bundle.model, test, bundle.layout, row.spec, row.spec.seed)
+    row, target = train(told, "mnist_rnn", "image/mnist.npz"), TARGETS[told.gpu]
+    bundle, sums = row.bundle, row.test_sums()
     nats = bundle.model.summarise(sums)["nll_nats"]
     figures = {"nll_nats": nats, "digits": int(sums["examples"]), "parameters": bundle.model.num_parameters()}
-    print_row("picture RNN", "MNIST, dynamic binarisation", f"<= {TARGET} nats", nats <= TARGET, row, **figures)
+    print_row("picture RNN", "MNIST, dynamic binarisation", f"<= {target} nats", nats <= target, row, **figures)
 
 
 if __name__ == "__main__":

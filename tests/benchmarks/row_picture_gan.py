@@ -13,7 +13,10 @@ from pathlib import Path
 from pipeline.generation.sampling import draw, overview
 from tests.benchmarks.rows import TrainedRow, options, print_row, train
 
-TARGET = 0.5
+SHARE = 0.5
+"""Of the VAE's distance, on two cores."""
+FLOORS = 3.0
+"""Distances between two real halves, on a GPU."""
 
 
 def main() -> None:
@@ -21,25 +24,25 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=590, help="of training, for each of the two")
     parser.add_argument("--pictures", type=Path, help="a folder for a sheet of what each draws")
     told = parser.parse_args()
-    path = told.data / "image" / "fashion_mnist.npz"
-    common = [f"data.source.path={path}", f"seed={told.seed}", f"training.max_seconds={told.seconds}"]
-    gan = train("fashion_gan", told.storage, [*common, *told.overrides])
-    vae = train("fashion_vae", told.storage, common)
+    common = "image/fashion_mnist.npz", f"training.max_seconds={told.seconds}"
+    gan, vae = train(told, "fashion_gan", *common), train(told, "fashion_vae", *common)
     if told.pictures:
         for row in (gan, vae):
             _save_sheet(row, told.pictures)
     scores, beside = gan.scores(), vae.scores()
     distance, others = scores["test/frechet"].value, beside["test/frechet"].value
+    floor = scores["test/frechet_floor"].value
+    target = f"<= {FLOORS} x the floor" if told.gpu else f"<= {SHARE} x the VAE's"
     print_row(
         "picture GAN",
         "Fashion-MNIST",
-        f"Fréchet distance <= {TARGET} x the VAE's",
-        distance <= TARGET * others,
+        f"Fréchet distance {target}",
+        distance <= (FLOORS * floor if told.gpu else SHARE * others),
         gan,
         frechet=distance,
         frechet_vae=others,
         share=distance / others,
-        frechet_floor=scores["test/frechet_floor"].value,
+        frechet_floor=floor,
         vae_training_seconds=round(vae.seconds),
     )
 

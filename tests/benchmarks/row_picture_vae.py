@@ -7,24 +7,22 @@ Anchors (Burda et al. 2016, table 1, one stochastic layer): VAE 86.76, IWAE with
 
 from __future__ import annotations
 
-from pipeline.evaluation.likelihood import evaluate_split
 from tests.benchmarks.rows import options, print_row, train
 
-TARGET = 84.5
+TARGETS = 84.5, 81.0
+"""On two cores, on a GPU."""
 
 
 def main() -> None:
     told = options(__doc__).parse_args()
-    path = told.data / "image" / "mnist.npz"
-    row = train("mnist_vae", told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
-    spec, prepared, model = row.spec, row.prepared, row.bundle.model
-    sums = evaluate_split(model, prepared.load_split("test"), prepared.layout, spec, spec.seed)
+    row, target = train(told, "mnist_vae", "image/mnist.npz"), TARGETS[told.gpu]
+    model, sums = row.bundle.model, row.test_sums()
     scores = model.summarise(sums)
     print_row(
         "picture VAE",
         "MNIST, dynamic binarisation",
-        f"<= {TARGET} nats",
-        scores["nll_nats"] <= TARGET,
+        f"<= {target} nats",
+        scores["nll_nats"] <= target,
         row,
         nats=scores["nll_nats"],
         kl_nats=scores["kl_nats"],

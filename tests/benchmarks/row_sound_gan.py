@@ -22,7 +22,8 @@ from pipeline.evaluation.features import ClassifierExtractor, find_or_train_extr
 from pipeline.generation.sampling import draw, overview
 from tests.benchmarks.rows import options, print_row, train
 
-TARGET = 3.0
+TARGETS = 3.0, 6.5
+"""On two cores, on a GPU."""
 SAMPLES = 1000
 
 
@@ -31,8 +32,7 @@ def main() -> None:
     parser.add_argument("--conf", default="fsdd_specgan")
     parser.add_argument("--sounds", type=Path, help="a folder for the first sounds, and a sheet of their spectrograms")
     told = parser.parse_args()
-    path = told.data / "audio" / "fsdd.tar.xz"
-    row = train(told.conf, told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
+    row, target = train(told, told.conf, "audio/fsdd.tar.xz"), TARGETS[told.gpu]
     bundle = row.bundle
     sounds = draw(bundle, SAMPLES, seed=told.seed)
     if told.sounds:
@@ -46,8 +46,8 @@ def main() -> None:
     print_row(
         "sound GAN",
         "FSDD",
-        f"inception score >= {TARGET}",
-        score >= TARGET,
+        f"inception score >= {target}",
+        score >= target,
         row,
         inception_score=score,
         interval=[round(end, 3) for end in interval or ()],

@@ -19,7 +19,8 @@ from pipeline.models.conditioning import Asked
 from pipeline.models.vae_signals import SignalVae
 from tests.benchmarks.rows import options, print_row, train
 
-TARGET = 0.85
+TARGETS = 0.85, 0.93
+"""On two cores, on a GPU."""
 
 
 def heard(x: Tensor, codec: Codec) -> Tensor:
@@ -29,15 +30,14 @@ def heard(x: Tensor, codec: Codec) -> Tensor:
 
 def main() -> None:
     told = options(__doc__).parse_args()
-    path = told.data / "audio" / "fsdd.tar.xz"
-    row = train("fsdd_vae", told.storage, [f"data.source.path={path}", f"seed={told.seed}", *told.overrides])
+    row, target = train(told, "fsdd_vae", "audio/fsdd.tar.xz"), TARGETS[told.gpu]
     bundle, test = row.bundle, row.prepared.load_split("test")
     classifier = find_or_train_extractor(row.prepared)
     assert isinstance(bundle.model, SignalVae) and isinstance(classifier, ClassifierExtractor)
     x, asked = row.prepared.layout.to_model(test.x), Asked(test.label, test.prompt)
     with torch.no_grad():
         condition = bundle.model.condition_of(asked)
-        rebuilt = bundle.model.decode(bundle.model.encode(x, condition)[0], condition)
+        rebuilt = bundle.model.decode(bundle.model.encode(x.to(bundle.device), condition)[0], condition).cpu()
 
     def read(examples: Tensor) -> float:
         logits = classifier.logits_of(classifier.features(examples))
@@ -47,8 +47,8 @@ def main() -> None:
     print_row(
         "sound VAE",
         "FSDD",
-        f">= {TARGET} of the reconstructions of test clips are read",
-        share >= TARGET,
+        f">= {target} of the reconstructions of test clips are read",
+        share >= target,
         row,
         read=share,
         read_of_clips=read(x),

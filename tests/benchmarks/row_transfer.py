@@ -9,6 +9,7 @@ each; what is compared is the score of held-out examples at the end of each budg
 
 from __future__ import annotations
 
+import argparse
 import json
 import lzma
 import shutil
@@ -109,10 +110,11 @@ def score_of(spec: RunSpec, prepared: Prepared, initial: str | None, score: str)
     return measure(spec, prepared, folder, [score])[score].score.value, row
 
 
-def compare(pair: Pair, data: Path, storage: Path, donor_overrides: list[str]) -> None:
+def compare(pair: Pair, told: argparse.Namespace) -> None:
     """Train the donor, then the heir with and without it at every budget; print the pair's line."""
-    made = [path.resolve() for path in pair.make(data, storage / "transfer")]
-    donor_row = train(pair.donor, storage, [f"data.source.path={made[0]}", *donor_overrides])
+    storage = told.storage
+    made = [path.resolve() for path in pair.make(told.data, storage / "transfer")]
+    donor_row = train(told, pair.donor, str(made[0]))
     donor = donor_of(donor_row.folder)
     path = f"data.source.path={made[1]}"
     _, prepared = prepared_for(pair.heir, storage, [path])
@@ -151,7 +153,7 @@ def main() -> None:
     told = parser.parse_args()
     for pair in PAIRS:
         if told.pair is None or told.pair in pair.cell:
-            compare(pair, told.data, told.storage, told.overrides)
+            compare(pair, told)
 
 
 if __name__ == "__main__":

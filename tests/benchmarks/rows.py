@@ -2,6 +2,8 @@
 
 A row is a module `row_*.py` beside this one; its conf is in `conf/benchmarks`. Preparation runs on a local Ray that has
 ended when training begins, so that the training has the machine to itself; threads are as many as this process may use.
+Training and scoring take the GPU where there is one. With `--gpu` a row trains the larger model of
+`conf/benchmarks/gpu`, if there is one, and is measured by the harder of its two targets.
 """
 
 from __future__ import annotations
@@ -23,8 +25,10 @@ from pipeline.data.manifest import prepared_key
 from pipeline.data.prepare import prepare
 from pipeline.data.prepared import Prepared, find_prepared
 from pipeline.evaluation.evaluate import evaluate
+from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.evaluation.metric import Scores
 from pipeline.generation.sampling import Bundle, load_bundle, save_bundle
+from pipeline.models.base import Sums
 from pipeline.progress import silent
 from pipeline.ray_session import ray_session
 from pipeline.spec import RunSpec, load_spec
@@ -44,8 +48,18 @@ class TrainedRow:
     warnings: tuple[str, ...] = ()
 
     @property
+    def device(self) -> torch.device:
+        """The one that it was trained on."""
+        return torch.device("cuda" if self.spec.training.use_gpu and torch.cuda.is_available() else "cpu")
+
+    @property
     def bundle(self) -> Bundle:
-        return load_bundle(self.folder)
+        return load_bundle(self.folder, self.device)
+
+    def test_sums(self) -> Sums:
+        """The family's own sums over the test split, or over as much of it as the spec scores."""
+        split, spec = self.prepared.load_split("test"), self.spec
+        return evaluate_split(self.bundle.model, split, self.prepared.layout, spec, spec.seed, device=self.device)
 
     def scores(self) -> Scores:
         """Every score that fits the model, on the split that the spec names."""
@@ -58,6 +72,7 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--data", type=Path, default=Path("../shared/data"), help="the folder with the real corpora")
     parser.add_argument("--storage", type=Path, default=Path("storage"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--gpu", action="store_true", help="the larger model, and the target that a GPU is to reach")
     parser.add_argument("--set", action="append", default=[], dest="overrides", metavar="KEY=VALUE")
     return parser
 
@@ -74,9 +89,13 @@ def prepared_for(conf: str, storage: Path, overrides: Iterable[str] = ()) -> tup
         return spec, prepare(spec, store, silent, corpus)
 
 
-def train(conf: str, storage: Path, overrides: Iterable[str] = ()) -> TrainedRow:
-    """Train `conf/benchmarks/CONF.yaml` anew in this process."""
-    spec, prepared = prepared_for(conf, storage, overrides)
+def train(told: argparse.Namespace, conf: str, corpus: str, *settings: str) -> TrainedRow:
+    """Train `conf/benchmarks/CONF.yaml` on a file of the corpora anew in this process, with `settings` of the row's own
+    and then those that it was `told`."""
+    settings = (f"data.source.path={told.data / corpus}", f"seed={told.seed}", *settings, *told.overrides)
+    larger = f"gpu/{conf}"
+    has_larger = told.gpu and Path(f"conf/benchmarks/{larger}.yaml").exists()
+    spec, prepared = prepared_for(larger if has_larger else conf, told.storage, settings)
     if spec.training.threads_per_worker is None:
         torch.set_num_threads(len(os.sched_getaffinity(0)))
     store = open_store(spec.storage)
