@@ -1,6 +1,7 @@
 """Sound codecs: 16-bit samples or mu-law tokens, and what all sound codecs share.
 
-Nothing to fit. Runs in Ray Data's workers when preparing, and wherever sound is generated.
+Nothing to fit. Runs in Ray Data's workers when preparing, and wherever sound is generated; soundfile is imported where
+sound is written, since training does without it.
 """
 
 from __future__ import annotations
@@ -11,7 +12,6 @@ from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-import soundfile
 
 from pipeline.data.decoded import MAX_BYTES, Decoded
 from pipeline.data.layout import Layout, Modality
@@ -98,6 +98,8 @@ class SoundCodec(ABC):
 
     def to_bytes(self, raw: np.ndarray) -> bytes:
         """A 16-bit WAV of floats `[T]` in [-1, 1]."""
+        import soundfile
+
         sink = io.BytesIO()
         soundfile.write(sink, _as_pcm16(raw), self.spec.sample_rate_hz, format="WAV", subtype="PCM_16")
         return sink.getvalue()

@@ -1,6 +1,7 @@
 """Reading sound: a file's bytes, or an array, as mono samples at one rate.
 
-soundfile (libsndfile) decodes WAV, FLAC, OGG Vorbis, Opus, MP3 and AIFF, soxr resamples. Runs in Ray Data's workers.
+soundfile (libsndfile) decodes WAV, FLAC, OGG Vorbis, Opus, MP3 and AIFF, soxr resamples; both are imported where a
+sound is read, since training does without them. Runs in Ray Data's workers.
 """
 
 from __future__ import annotations
@@ -8,8 +9,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import soundfile
-import soxr
 
 from pipeline.data.decoded import Decoded, check_size
 from pipeline.errors import CodecError
@@ -45,6 +44,8 @@ def read_sound(
     if not np.isfinite(samples).all():
         raise CodecError(f"{int((~np.isfinite(samples)).sum()):,} of {len(samples):,} samples are not finite")
     if facts["rate_hz"] != wanted_rate_hz and len(samples):
+        import soxr
+
         samples = soxr.resample(samples, facts["rate_hz"], wanted_rate_hz)
     if num_needed is not None:
         samples = samples[:num_needed]
@@ -69,6 +70,8 @@ def _of_file(
     payload: bytes, wanted_rate_hz: int, max_bytes: int, num_needed: int | None
 ) -> tuple[np.ndarray, dict[str, object]]:
     """The mono samples of a file at its own rate, as many as `num_needed` at the wanted rate take."""
+    import soundfile
+
     try:
         with soundfile.SoundFile(io.BytesIO(payload)) as sound:
             rate_hz, channels, promised = sound.samplerate, sound.channels, sound.frames
