@@ -79,7 +79,7 @@ class ShuffledBatches:
         prompt = None
         if self.prompt is not None:
             prompt = to_device(self.prompt.index_select(0, at_home), self.device).long()
-        return Batch(self.layout.to_model(x), label, to_device(index, self.device), prompt)
+        return Batch(self.layout.to_model(x), label, to_device(at_home, self.device), prompt)
 
     def close(self) -> None:
         """Nothing runs in the background."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pipeline.models.base import Noise
+from pipeline.models.recurrence import run_recurrent
 from pipeline.models.residual import ACTIVATIONS, ResnetDecoder, cut, levels_of, resnet_body
 from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, ResnetBackboneSpec
 
@@ -171,7 +172,7 @@ class Recurrent(nn.Module):
             if carry is not None:
                 states = tuple(part[:, index].unsqueeze(0).contiguous() for part in carry)  # [1, B, H]
                 state = states if self.num_states == 2 else states[0]
-            hidden, after = layer(hidden, state)
+            hidden, after = run_recurrent(layer, hidden, state)
             if self.norms:
                 hidden = self.norms[index](hidden)
             hidden = self._drop(hidden, noise)

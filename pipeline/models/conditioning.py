@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from pipeline.data.layout import Layout
 from pipeline.data.prompts import LOADED_DTYPE, encode_prompts
 from pipeline.models.base import Batch, Noise, SamplingOptions
+from pipeline.models.recurrence import run_recurrent
 from pipeline.spec import ConditionSpec
 
 PROMPT_VOCABULARY = 256 + 3
@@ -40,6 +41,10 @@ class Asked:
 class Conditioner(nn.Module):
     """From labels `[B]` and prompts `[B, P]` to vectors `[B, size]`; the unknown and hidden have one of their own."""
 
+    _label_share: Tensor
+    _prompt_share: Tensor
+    _prompts: Tensor | None
+
     def __init__(self, layout: Layout, spec: ConditionSpec) -> None:
         super().__init__()
         self.spec, self.size = spec, spec.size
@@ -53,9 +58,10 @@ class Conditioner(nn.Module):
             self.reader = nn.GRU(PROMPT_EMBEDDING, spec.size, batch_first=True)
             self.no_prompt = nn.Parameter(torch.zeros(spec.size))
         # What is drawn from where nothing is asked for: constants of the corpus, not weights.
-        self._label_share = _shares(layout.label_counts, self.num_labels)
-        self._prompt_share = _shares(layout.prompt_counts, self.num_prompts)
-        self._prompts = _encoded(layout) if self.on_prompt else None
+        # On the model's device: from the host's memory every draw would wait for a GPU.
+        self.register_buffer("_label_share", _shares(layout.label_counts, self.num_labels), persistent=False)
+        self.register_buffer("_prompt_share", _shares(layout.prompt_counts, self.num_prompts), persistent=False)
+        self.register_buffer("_prompts", _encoded(layout) if self.on_prompt else None, persistent=False)
 
     def forward(self, asked: Asked | Batch, noise: Noise | None = None, hidden: Tensor | None = None) -> Tensor:
         """The vectors `[B, size]`. With `noise`, in training, conditions are hidden with the spec's chance, or where
@@ -78,7 +84,7 @@ class Conditioner(nn.Module):
         nothing = self.no_prompt.expand(len(hidden), -1)
         if prompt is None:
             return nothing
-        states, _ = self.reader(self.tokens(prompt))
+        states, _ = run_recurrent(self.reader, self.tokens(prompt))
         lengths = (prompt != PROMPT_PAD).sum(1)
         last = states[torch.arange(len(prompt), device=prompt.device), lengths.clamp(min=1) - 1]
         return torch.where((hidden | (lengths == 0)).unsqueeze(1), nothing, last.to(nothing.dtype))
@@ -96,7 +102,7 @@ class Conditioner(nn.Module):
         if self.on_prompt and options.asked_prompt is not None:
             prompt = torch.tensor(options.asked_prompt, device=device).expand(count, -1)
         elif self.on_prompt and self._prompts is not None and self.num_prompts:
-            prompt = self._prompts.to(device)[_drawn(self._prompt_share, noise.uniform(count))]
+            prompt = self._prompts[_drawn(self._prompt_share, noise.uniform(count))]
         return Asked(label, prompt)
 
 
@@ -119,7 +125,7 @@ def _shares(counts: tuple[int, ...], number: int) -> Tensor:
 
 def _drawn(ends: Tensor, uniform: Tensor) -> Tensor:
     """The choice that each of `uniform` `[B]` falls on, int64 `[B]`."""
-    places = torch.searchsorted(ends.to(uniform.device), uniform.double(), right=True)
+    places = torch.searchsorted(ends, uniform.double(), right=True)
     return places.clamp(max=len(ends) - 1)
 
 

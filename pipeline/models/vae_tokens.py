@@ -80,6 +80,10 @@ class TokenVae(VariationalAutoencoder):
         if noise is not None and self.training and self.family.word_dropout > 0:
             inputs = torch.where(noise.uniform(*inputs.shape) < self.family.word_dropout, self.blank, inputs)
         hidden, _ = self._write(inputs, self._behind(z, condition), None, noise)
+        if x.device.type != "cpu":
+            # Looking for what counts would stall a GPU.
+            nats = F.cross_entropy(full_precision(self.head(hidden)).flatten(0, 1), x.flatten(), reduction="none")
+            return nats.view_as(x) * counted
         # Only what counts goes through the head: for sentences of whole words it is most of the work.
         logits = full_precision(self.head(hidden[counted]))
         nats = F.cross_entropy(logits, x[counted], reduction="none")

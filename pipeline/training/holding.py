@@ -74,10 +74,14 @@ class Holding:
 
     def norm(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The Euclidean norm of all of them together, each one whole."""
+        if not tensors:  # all that a phase trains is frozen
+            return torch.zeros((), device=self.device)
         return nn.utils.get_total_norm(list(tensors.values()))
 
     def clip(self, names: list[str], most: float) -> Tensor:
         """Scale the gradients down to a norm of `most` together; their norm before."""
+        if not names:
+            return torch.zeros((), device=self.device)
         return nn.utils.clip_grad_norm_([self.own[name] for name in names], most)
 
     def whole(self, name: str, value: Tensor) -> Tensor:

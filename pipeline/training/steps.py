@@ -292,6 +292,10 @@ class Stepper:
                 with self.timer.part("forward", run.phase):
                     output = run.forward(module, rows)
                 self._backward(output.loss, self.guard.seed(output.loss, len(rows) / run.batch_size, run), run.phase)
+            if part == 0 and self.world_size == 1 and self.training.compile == "cuda_graphs":
+                # The next part's graph writes its gradients to the same memory.
+                for parameter in self.members[phase.name].values():
+                    parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             joined.add(output, rows)
         return joined.output
 

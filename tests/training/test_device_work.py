@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
@@ -35,7 +36,7 @@ OF_TORCH_ON_A_CPU = {
 }
 
 
-def _settings(case: str, **training: Any) -> RunSpec:
+def spec_of_case(case: str, **training: Any) -> RunSpec:
     settings: dict[str, Any] = {"steps": 6, "ema_decay": 0.9, "clip_norm": 1.0, **training}
     if case == "rnn-carried":
         return lane_spec(**settings)
@@ -67,7 +68,7 @@ class Reads(TorchDispatchMode):
 
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_reads_no_number_from_the_device(case: str) -> None:
-    spec = _settings(case)
+    spec = spec_of_case(case)
     session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
     session.stepper.guard.on_device = True
     session.stepper.step(0, session.batches, 0.0)  # what is looked at once, after a start or a validation
@@ -78,7 +79,7 @@ def test_a_step_reads_no_number_from_the_device(case: str) -> None:
 
 
 def test_a_planted_read_is_found() -> None:
-    spec = _settings("vae-image")
+    spec = spec_of_case("vae-image")
     session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
     with Reads() as reads:
         session.stepper.step(0, session.batches, 0.0)  # the guard looks at the loss and the norm, as it does on a CPU
@@ -86,20 +87,26 @@ def test_a_planted_read_is_found() -> None:
     assert all("guard.py" in place for place in reads.places)
 
 
-@pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
-def test_a_step_waits_for_no_gpu(case: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no GPU")
-    spec = _settings(case)
-    session = Session(spec, prepared_in_memory(spec), "cuda")  # type: ignore[arg-type]
-    session.stepper.step(0, session.batches, 0.0)  # the libraries set themselves up
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        for number in range(1, 4):
-            session.stepper.step(number, session.batches, number / 6)
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
+def test_no_tensor_of_a_model_stays_in_the_hosts_memory(case: str) -> None:
+    spec = spec_of_case(case)
+    model = build_model(spec, prepared_in_memory(spec).layout).to("meta")
+    left = [
+        f"{type(module).__name__}.{name}"
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    ]
+    assert not left
+    assert all(value.is_meta for value in [*model.parameters(), *model.buffers()])
+
+
+def test_padding_is_not_looked_for_on_a_device() -> None:
+    spec = spec_of_case("vae-text")
+    model = build_model(spec, prepared_in_memory(spec).layout).to("meta")
+    x, z = torch.zeros(3, 16, dtype=torch.int64, device="meta"), torch.zeros(3, 4, device="meta")
+    # Without values nothing can be looked for.
+    assert model._nats(x, z, None, None).shape == (3, 16)  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("backbone", ["conv", "resnet"])
@@ -107,7 +114,7 @@ def test_a_step_waits_for_no_gpu(case: str) -> None:
 def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tmp_path: Path) -> None:
     weights, saved = {}, {}
     for last in (False, True):
-        tree = copy.deepcopy(_settings(f"{family}-image", optimizer="sgd", momentum=0.9).as_dict())
+        tree = copy.deepcopy(spec_of_case(f"{family}-image", optimizer="sgd", momentum=0.9).as_dict())
         tree["training"]["channels_last"] = last
         if backbone == "resnet":
             tree["model"]["backbone"] = {"kind": "resnet", "channels": [8, 16], "kernel": 3, "stride": 2}
@@ -137,9 +144,9 @@ def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tm
 @pytest.mark.parametrize("tf32", [True, False])
 def test_a_gpu_multiplies_as_the_spec_says_and_is_left_as_it_was(tf32: bool) -> None:
     before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    with tensor_cores(_settings("vae-image", tf32=tf32).training, torch.device("cuda")):
+    with tensor_cores(spec_of_case("vae-image", tf32=tf32).training, torch.device("cuda")):
         assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
         assert torch.backends.cudnn.allow_tf32 == tf32
     assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
-    with tensor_cores(_settings("vae-image", tf32=tf32).training, torch.device("cpu")):
+    with tensor_cores(spec_of_case("vae-image", tf32=tf32).training, torch.device("cpu")):
         assert (torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32) == before
