@@ -95,7 +95,8 @@ def nats_of(model: GenerativeModel, codec: Codec, layout: Layout, texts: Sequenc
         tokens = torch.from_numpy(codec.encode(text).astype(np.int64))
         if layout.continuous and layout.end_token is not None:
             tokens = torch.cat([torch.tensor([layout.end_token]), tokens])
-        batch = Batch(tokens.unsqueeze(0).to(device), torch.tensor([-1]), torch.tensor([0]))
+        x, unlabelled, row = (part.to(device) for part in (tokens.unsqueeze(0), torch.tensor([-1]), torch.tensor([0])))
+        batch = Batch(x, unlabelled, row)
         sums, _ = model.evaluate(batch, Noise(make_generator(seed, "canary", device=device)))
         found = sums.get("nats", sums.get("nll"))
         if found is None:

@@ -11,7 +11,6 @@ import io
 from pathlib import PurePosixPath
 
 import numpy as np
-import soxr
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -139,6 +138,8 @@ def as_input(x: Tensor, layout: Layout, how: NetworkInputSpec) -> Tensor:
     """Examples `[N, C, *space]` in the model's representation as a network takes them: see `NetworkInputSpec`."""
     x = x.float().clamp(layout.low, layout.high).cpu()
     if layout.modality == "audio":
+        import soxr
+
         rate = layout.sample_rate_hz or how.sample_rate_hz
         sounds = [soxr.resample(sound, rate, how.sample_rate_hz) for sound in x[:, 0].numpy()]
         return torch.from_numpy(np.stack(sounds))
