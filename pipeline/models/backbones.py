@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from pipeline.models.base import Noise
 from pipeline.models.recurrence import run_recurrent
 from pipeline.models.residual import ACTIVATIONS, ResnetDecoder, cut, levels_of, resnet_body
+from pipeline.models.transposed import TransposedConv1d, TransposedConv2d
 from pipeline.spec import ConvBackboneSpec, MlpBackboneSpec, RecurrentBackboneSpec, ResnetBackboneSpec
 
 SignalBackbone = MlpBackboneSpec | ConvBackboneSpec | ResnetBackboneSpec
@@ -105,7 +106,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, inputs: int, backbone: ConvBackboneSpec, shape: Sequence[int]) -> None:
         super().__init__()
-        transposed = nn.ConvTranspose1d if len(shape) == 2 else nn.ConvTranspose2d
+        transposed = TransposedConv1d if len(shape) == 2 else TransposedConv2d
         self.extents = levels_of(shape[1:], backbone)
         widths = [shape[0], *backbone.channels]
         self.stem = nn.Linear(inputs, widths[-1] * math.prod(self.extents[-1]))

@@ -112,15 +112,19 @@ class Holding:
 
 def gains_channels_last(model: nn.Module, device: torch.device) -> bool:
     """On a GPU, whose kernels for convolutions compute that way; but its norms of groups bring all back and forth."""
-    kinds = {type(module) for module in model.modules()}
-    return device.type == "cuda" and bool(kinds & {nn.Conv2d, nn.ConvTranspose2d}) and nn.GroupNorm not in kinds
+    modules = list(model.modules())
+    convolves = any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in modules)
+    return device.type == "cuda" and convolves and not any(isinstance(module, nn.GroupNorm) for module in modules)
 
 
 def make_holding(model: GenerativeModel, training: TrainingSpec, device: torch.device, world_size: int) -> Holding:
     """As `training.sharding` says; a single rank holds everything."""
     if training.sharding == "none" or world_size == 1:
         last = training.channels_last
-        return Holding(model, device, world_size, gains_channels_last(model, device) if last == "auto" else last)
+        if last == "auto":
+            # Compiled code orders the channels by itself, and of pictures with one channel takes ours for another.
+            last = not training.compile and gains_channels_last(model, device)
+        return Holding(model, device, world_size, last)
     from pipeline.training.sharding import ShardedHolding  # 0.5 s, for those who want it
 
     return ShardedHolding(model, device, world_size)

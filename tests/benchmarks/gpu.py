@@ -32,6 +32,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
@@ -199,8 +200,17 @@ def outside_kernels(training: Training, machine: Machine) -> float | None:
             training.step()
         machine.wait()
         wall = time.perf_counter() - start
-    kernels = sum(event.self_device_time_total for event in seen.key_averages()) / 1e6
-    return 1 - kernels / wall
+    spans = sorted(
+        (event.time_range.start, event.time_range.end)
+        for event in seen.events()
+        if event.device_type == DeviceType.CUDA
+        and not event.is_user_annotation  # which is what `record_function` marks
+    )
+    computing, until = 0.0, 0.0
+    for begin, end in spans:
+        computing += max(0.0, end - max(begin, until))
+        until = max(until, end)
+    return 1 - computing / 1e6 / wall
 
 
 def recurrence_alone(spec: RunSpec, machine: Machine) -> float:
@@ -224,17 +234,21 @@ def recurrence_alone(spec: RunSpec, machine: Machine) -> float:
 
 def batches_that_fill(family: str, machine: Machine) -> int:
     """Doubled from 64 until the rate of examples gains less than a twentieth, or memory is out; in bfloat16."""
-    size, best = 8 if machine.smoke else 64, 0.0
+    size, best, fills = 8 if machine.smoke else 64, 0.0, 0
     while True:
         try:
             rate = size * machine.rate(
                 Training(spec_of(family, size, machine.smoke, precision="bfloat16"), machine).step
             )
         except torch.OutOfMemoryError:
-            return size // 2
-        if rate < 1.05 * best or machine.smoke:
-            return size if machine.smoke else size // 2
-        size, best = 2 * size, rate
+            return fills
+        if machine.smoke:
+            return size
+        if rate > 1.05 * best:
+            best, fills = rate, size
+        elif size > 2 * fills:  # not one size that happens to be slow
+            return fills
+        size *= 2
 
 
 def measure(family: str, machine: Machine, chosen: list[str]) -> Iterator[dict[str, Any]]:

@@ -262,11 +262,14 @@ class Spoilt:
 
 
 @pytest.mark.parametrize("case", ["vae-image", "gan-audio", "gan-image-options"])
-def test_an_example_that_is_not_a_number_is_named_and_changes_no_weight(case: str) -> None:
+def test_an_example_that_is_not_a_number_is_named_and_changes_no_weight(
+    case: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     settings = {"steps": 10, "report_every": 5, "checkpoint_every": 10, "validate_every": 10, "precision": "float32"}
+    # Adam makes a whole step of a gradient that is rounding alone: the two trainings must round alike.
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     before = session_on(DEVICE, case, **settings)
-    for number in range(3):
-        before.stepper.step(number, before.batches, number / 10)
+    take(before, 3)
     session = session_on(DEVICE, case, **settings)
     each = session.stepper.batches_per_step
     row = int(session.batches.batch(3 * each).index[0])
