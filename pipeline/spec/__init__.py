@@ -69,8 +69,6 @@ from pipeline.spec.run import (
     RegistrySpec,
     RunSpec,
     TrackingSpec,
-    TrainingSpec,
-    TransferSpec,
 )
 from pipeline.spec.sources import (
     AnySource,
@@ -88,6 +86,7 @@ from pipeline.spec.sources import (
     TarSource,
     gives_split,
 )
+from pipeline.spec.training import TrainingSpec, TransferSpec
 
 __all__ = [
     "AnyBackboneSpec",

@@ -23,7 +23,7 @@ from pipeline.data.prepared import Prepared
 from pipeline.data.streaming import StreamedBatches
 from pipeline.errors import PreparedDataError
 from pipeline.models.base import Batch
-from pipeline.spec.run import TrainingSpec
+from pipeline.spec.training import TrainingSpec
 from pipeline.storage import open_store
 from tests.data.prepared_sets import PICTURES, TEXT, memory_store, pictures, tokens, write_prepared
 
