@@ -13,12 +13,13 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.data.audio import MuLawCodec, WaveformCodec
+from pipeline.data.characters import BytesCodec, CharactersCodec
 from pipeline.data.decoded import MAX_BYTES, Decoded
 from pipeline.data.image import ImageCodec, RasterCodec
 from pipeline.data.layout import Layout, Modality
 from pipeline.data.log_mel import LogMelCodec
 from pipeline.data.subwords import BpeCodec, UnigramCodec
-from pipeline.data.text import BytesCodec, CharactersCodec, TextCodec
+from pipeline.data.text import TextCodec
 from pipeline.data.words import WordsCodec
 from pipeline.errors import CodecError
 from pipeline.spec import AnyCodecSpec

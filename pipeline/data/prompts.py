@@ -11,8 +11,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from pipeline.data.characters import BytesCodec
 from pipeline.data.records import Record
-from pipeline.data.text import BytesCodec
 from pipeline.spec import BytesCodecSpec, PromptSpec
 
 PROMPTS_KEPT = 256

@@ -18,9 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.codec import Codec
 from pipeline.data.prepared import SplitArrays
-from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
 from pipeline.evaluation.metric import Interval, Score, Sums, require_comparable
 

@@ -17,10 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.codec import Codec
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import Prepared, SplitArrays
-from pipeline.data.text import CharactersCodec, TextCodec
+from pipeline.data.text import TextCodec
 from pipeline.errors import AtelierError
 from pipeline.evaluation.evaluate import measure
 from pipeline.evaluation.likelihood import Likelihood

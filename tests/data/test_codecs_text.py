@@ -16,8 +16,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_codecs import PACKINGS, ROLES, SPECS, TEXTS, codec_of
 
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.codec import Codec, make_codec
-from pipeline.data.text import CharactersCodec
 from pipeline.data.words import WordsCodec
 from pipeline.errors import CodecError
 

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 import torch
 
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.codec import make_codec
 from pipeline.data.prepared import SplitArrays
-from pipeline.data.text import CharactersCodec
 from pipeline.errors import ComparisonError
 from pipeline.evaluation.compare import read_through
 from pipeline.evaluation.evaluate import load_subject, measure

@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
 from pipeline.data.subwords import ALPHABET, BpeCodec, byte_of_each
-from pipeline.data.text import CharactersCodec
 from pipeline.errors import TransferError
 from pipeline.models import build_model
 from pipeline.models.base import Batch, GenerativeModel, Noise, make_generator
