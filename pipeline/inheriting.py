@@ -37,10 +37,10 @@ class Origin:
 def find_origin(init_from: str, tracking_uri: str, into: Path) -> Origin:
     """The bundle of the model that `init_from` names, below `into` unless it lies on this machine.
 
-    Takes what `release.registry.find` takes, a checkpoint's folder, or the folder of a run's checkpoints, of which the
+    Takes what `release.finding.find` takes, a checkpoint's folder, or the folder of a run's checkpoints, of which the
     newest. Raises: RegistryError, TransferError on a checkpoint whose prepared set is not there, CheckpointError.
     """
-    from pipeline.release.registry import download, find
+    from pipeline.release.finding import download, find
 
     if checkpoints := _checkpoints(init_from):
         newest = max(checkpoints).resolve()
@@ -55,7 +55,7 @@ def check_origin(spec: RunSpec, tracking_uri: str) -> None:
 
     Raises: RegistryError.
     """
-    from pipeline.release.registry import find
+    from pipeline.release.finding import find
 
     init_from = spec.training.init_from
     if init_from is not None and not _checkpoints(init_from):

@@ -156,7 +156,7 @@ def report_job(references: Sequence[str], out: Path, storage: str | None, progre
 
 def find_run(reference: str, store: Store, tracking_uri: str) -> Place:
     """Which run or model is meant. Raises: RegistryError naming what there is, TrackingError."""
-    from pipeline.release.registry import find
+    from pipeline.release.finding import find
     from pipeline.release.tracking import read_run
 
     if reference.startswith(("models:/", "runs:/")):
@@ -192,7 +192,7 @@ def gather(place: Place, store: Store, tracking_uri: str) -> Gathered:
     from pipeline.evaluation.metric import Score
     from pipeline.generation.sampling import load_bundle
     from pipeline.inheriting import FACTS as INHERITED
-    from pipeline.release.registry import fetch
+    from pipeline.release.finding import fetch
     from pipeline.release.tracking import metric_history, read_artifact, read_run
     from pipeline.report.comparison import RunFacts
     from pipeline.workflow import fetch_folder

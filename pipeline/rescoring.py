@@ -32,8 +32,8 @@ def evaluate_job(
     from pipeline.evaluation.evaluate import evaluate
     from pipeline.generation.sampling import load_bundle
     from pipeline.ray_session import ray_session
+    from pipeline.release.finding import download, find
     from pipeline.release.recorder import RunRecorder
-    from pipeline.release.registry import download, find
     from pipeline.release.tracking import resolve_uri
 
     watch = Stopwatch()

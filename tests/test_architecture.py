@@ -31,6 +31,7 @@ MLFLOW_ROOMS = {
     "pipeline/release/tracking.py",
     "pipeline/release/recorder.py",
     "pipeline/release/registry.py",
+    "pipeline/release/finding.py",
     "pipeline/release/champion.py",
     "pipeline/release/releases.py",
     "pipeline/release/model_file.py",

@@ -20,7 +20,7 @@ from pipeline.errors import SpecError
 from pipeline.generation.asking import Wish, ask
 from pipeline.generation.sampling import SamplingOptions, draw, load_bundle, overview
 from pipeline.progress import Progress, silent
-from pipeline.release.registry import download, find
+from pipeline.release.finding import download, find
 from pipeline.release.tracking import versions
 from pipeline.storage import open_store
 

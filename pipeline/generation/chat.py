@@ -13,7 +13,7 @@ from typing import TextIO
 from pipeline.errors import SpecError
 from pipeline.generation.dialogue import Dialogue
 from pipeline.generation.sampling import Bundle, load_bundle
-from pipeline.release.registry import download, find
+from pipeline.release.finding import download, find
 
 COMMANDS = "/reset begins a new conversation, /quit or Ctrl-D ends; Ctrl-C ends a reply"
 

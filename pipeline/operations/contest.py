@@ -25,9 +25,9 @@ from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress
 from pipeline.release.champion import Champion, find_version
 from pipeline.release.conclusion import Concluded, conclude
+from pipeline.release.finding import fetch
 from pipeline.release.gate import Decision, Evidence, decide
 from pipeline.release.recorder import RunRecorder
-from pipeline.release.registry import fetch
 from pipeline.spec.release import bare
 from pipeline.storage import Store
 from pipeline.workflow import finished_outcome, train_job

@@ -181,7 +181,7 @@ def _of_version(
 
 
 def _fetch(tracking_uri: str, model_uri: str, folder: Path) -> Path:
-    from pipeline.release.registry import fetch
+    from pipeline.release.finding import fetch
 
     return fetch(model_uri, tracking_uri, folder)
 

@@ -26,7 +26,7 @@ from pipeline.data.records import content_id
 from pipeline.errors import CorpusError, PreparedDataError, RegistryError, SpecError
 from pipeline.generation.sampling import MANIFEST, SPEC, WEIGHTS, read_checked
 from pipeline.release.champion import Version, find_champion, find_version, list_versions
-from pipeline.release.registry import download, find
+from pipeline.release.finding import download, find
 from pipeline.release.tracking import RecordedRun, read_artifact, read_run, resolve_uri
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.generation.sampling import draw, load_bundle
 from pipeline.planning import plan
-from pipeline.release.registry import fetch
+from pipeline.release.finding import fetch
 from pipeline.spec import load_spec
 from pipeline.storage import open_store
 from pipeline.workflow import train_job

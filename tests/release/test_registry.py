@@ -14,7 +14,8 @@ from pipeline.errors import RegistryError, TrackingError
 from pipeline.evaluation.metric import Score
 from pipeline.generation.batch import generate
 from pipeline.generation.sampling import WEIGHTS, draw, load_bundle
-from pipeline.release.registry import Registered, fetch, find, register
+from pipeline.release.finding import fetch, find
+from pipeline.release.registry import Registered, register
 from pipeline.release.tracking import Tracking, connect, start_or_continue_run
 
 SCORES = {"test/nll_nats": Score(86.25, "nats per example", "lower")}
