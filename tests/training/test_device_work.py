@@ -17,7 +17,7 @@ from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
-from tests.training.test_parity import spec_of
+from tests.training.parity_cases import spec_of
 
 CASES = ["rnn-carried", "rnn-windows", "vae-options-image", "vae-options-text"]
 CASES += [f"{family}-{modality}" for family, modality in CELLS]

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import Tensor
 
 from pipeline.data.codec import make_codec
@@ -24,6 +22,7 @@ from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
 from tests.data.prepared_sets import write_prepared
+from tests.training.two_processes import run_in_two_others
 
 CASES = ["vae-image", "vae-text", "vae-aggressive", "gan-image", "gan-text", "rnn-image", "lanes", "windows"]
 BAD_STEP = 3
@@ -213,11 +212,7 @@ def test_a_record_that_was_prepared_with_a_bad_number_is_found_in_its_shard(tmp_
         )
 
 
-def _one_of_two(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2, timeout=timedelta(minutes=2)
-    )
+def _one_of_two(rank: int, folder: Path) -> None:
     said = []
     for what in ("loss", "gradient"):
         spec = spec_of("gan-image")
@@ -229,10 +224,9 @@ def _one_of_two(rank: int, folder: str) -> None:
         assert f"step {BAD_STEP} (rank 1)" in message and f"on rows [{row}] of" in message, message
         assert all(torch.equal(value, expected[name]) for name, value in state_of(session).items())
         said.append(message)
-    Path(folder, f"said-{rank}").write_text("\n".join(said))
-    torch.distributed.destroy_process_group()
+    (folder / f"said-{rank}").write_text("\n".join(said))
 
 
 def test_all_workers_say_together_whose_row_it_was(tmp_path: Path) -> None:
-    multiprocessing.spawn(_one_of_two, (str(tmp_path),), nprocs=2)
+    run_in_two_others(_one_of_two, tmp_path)
     assert (tmp_path / "said-0").read_text() == (tmp_path / "said-1").read_text()

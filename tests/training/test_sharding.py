@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from pipeline.errors import SpecError
 from pipeline.spec import RunSpec, make_spec
@@ -20,14 +18,15 @@ from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import prepared_in_memory
-from tests.training.test_parity import SINGLE, THAWING, spec_of
+from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, save_end, spec_of
+from tests.training.two_processes import run_with_another
 
 IN_BLOCKS = "in-blocks:"
 """Cases in which every block is put together by itself, however small."""
 CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
 CASES += ["vae-options-image", "vae-options-text", "gan-image-options", "gan-text-options", "gan-audio-options"]
 CASES += [f"{IN_BLOCKS}{case}" for case in ("vae-image", "vae-text", "rnn-carried", "rnn-windows", "gan-text-options")]
-CASES += [f"{THAWING}vae-image", f"{THAWING}rnn-carried", "rolled:vae-image", f"stopped:{IN_BLOCKS}vae-image"]
+CASES += [f"{THAWING}vae-image", f"{THAWING}rnn-carried", f"{ROLLED}vae-image", f"{STOPPED}{IN_BLOCKS}vae-image"]
 CASES += [f"{SINGLE}vae-image"]
 RESUMED = ["vae-image", "gan-audio", "rnn-carried"]
 
@@ -56,52 +55,27 @@ def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Pat
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
         hooks = Hooks(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
         session.run(hooks)
-        weights = session.stepper.bundled_weights()
-        carry = session.stepper.global_carry()
+        save_end(session, folder / f"{case}-{world_size}.safetensors")
     finally:
         torch.set_default_dtype(torch.float32)
         sharding.LEAST_PARAMETERS = least
-    if rank == 0:
-        tensors = {**weights, **{f"carry{i}": part for i, part in enumerate(carry)}}
-        tensors = {name: value.clone().contiguous() for name, value in tensors.items()}
-        folder.mkdir(exist_ok=True)
-        save_file(tensors, folder / f"{case}-{world_size}.safetensors")
 
 
-def _train_all(rank: int, world_size: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=world_size,
-        timeout=timedelta(minutes=2),
-    )
+def _train_all(rank: int, folder: Path) -> None:
     for case in CASES:
-        _train(case, rank, world_size, Path(folder))
-    resumed = Path(folder, "resumed")
+        _train(case, rank, 2, folder)
     for case in RESUMED:
         if rank == 0:
-            _train(case, 0, 1, Path(folder))
+            _train(case, 0, 1, folder)
         torch.distributed.barrier()
-        _train(case, rank, world_size, resumed, resume_from=local_checkpoints(Path(folder, f"{case}-1"))[0])
-    # A process that leaves while the other still speaks to it is ended by the one's threads.
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
-
-
-def _train_as_the_other(number: int, world_size: int, folder: str) -> None:
-    _train_all(number + 1, world_size, folder)
+        _train(case, rank, 2, folder / "resumed", resume_from=local_checkpoints(folder / f"{case}-1")[0])
 
 
 @pytest.fixture(scope="module")
 def trained_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes, this one (rank 0) and another, started once."""
     folder = tmp_path_factory.mktemp("shards")
-    other = multiprocessing.spawn(_train_as_the_other, (2, str(folder)), nprocs=1, join=False, daemon=True)
-    _train_all(0, 2, str(folder))
-    while not other.join():
-        continue
+    run_with_another(_train_all, folder)
     return folder
 
 

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
-import torch.multiprocessing as multiprocessing
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -18,6 +16,7 @@ from pipeline.training.peak_memory import peak_memory_mib
 from pipeline.training.session import Session
 from pipeline.training.timing import PARTS, STEP_PARTS, DeviceTimer, StepTimer, make_timer, parts_of
 from tests.conftest import FAMILIES, cell_spec, prepared_in_memory
+from tests.training.two_processes import run_in_two_others
 
 SLOW_SECONDS = 0.15
 
@@ -170,15 +169,7 @@ class Slow(torch.autograd.Function):
         return gradient
 
 
-def _time_a_slow_worker(rank: int, folder: str) -> None:
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/rendezvous",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(minutes=1),
-    )
+def _time_a_slow_worker(rank: int, folder: Path) -> None:
     torch.manual_seed(0)
     module = DistributedDataParallel(nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8)))
     timer, gradients = StepTimer(), []
@@ -192,12 +183,11 @@ def _time_a_slow_worker(rank: int, folder: str) -> None:
                 timer.watch(loss)
             loss.backward()
         gradients.append([p.grad.clone() for p in module.parameters() if p.grad is not None])
-    torch.save({"seconds": timer.take(), "gradients": gradients}, f"{folder}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save({"seconds": timer.take(), "gradients": gradients}, folder / f"{rank}.pt")
 
 
 def test_waiting_for_a_slower_worker_is_communication_and_changes_no_gradient(tmp_path: Path) -> None:
-    multiprocessing.spawn(_time_a_slow_worker, (str(tmp_path),), nprocs=2)
+    run_in_two_others(_time_a_slow_worker, tmp_path)
     fast, slow = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert fast["seconds"]["communication"] > 0.8 * SLOW_SECONDS > fast["seconds"]["backward"]
     assert slow["seconds"]["backward"] > 0.8 * SLOW_SECONDS > slow["seconds"]["communication"]

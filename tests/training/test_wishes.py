@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
 from safetensors.torch import load_file, save_file
 
 from pipeline.spec import RunSpec
@@ -22,6 +20,7 @@ from pipeline.training.session import Session
 from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.training.two_processes import run_in_two_others
 
 CASES = ["vae-image", "gan-audio", "rnn-carried"]
 OF_THE_CLOCK = ("second", "share", "time", "memory", "utilisation", "flop")
@@ -152,31 +151,25 @@ def test_the_second_sigterm_does_what_the_first_did_before() -> None:
 # --- two workers ----------------------------------------------------------------------------------------------
 
 
-def _train_two(rank: int, folder: str) -> None:
+def _train_two(rank: int, folder: Path) -> None:
     """Rank 1 alone hears that it is to end, after its third step; then both go on."""
-    torch.set_num_threads(1)
-    where, timeout = f"file://{folder}/rendezvous", timedelta(minutes=2)
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timeout)
     spec = spec_of("rnn-carried", steps=400)
-    asked = Asking(spec, Path(folder, f"rank-{rank}"), Wish.END, {3} if rank == 1 else set())
+    asked = Asking(spec, folder / f"rank-{rank}", Wish.END, {3} if rank == 1 else set())
     end = session_of(spec, rank=rank, world_size=2).run(asked)
-    saved = local_checkpoints(Path(folder, "rank-0"))[-1] if rank == 0 else None
-    Path(folder, f"ended-{rank}").write_text(str(end.step))
+    saved = local_checkpoints(folder / "rank-0")[-1] if rank == 0 else None
+    (folder / f"ended-{rank}").write_text(str(end.step))
     dist.barrier()
-    saved = saved or local_checkpoints(Path(folder, "rank-0"))[-1]
+    saved = saved or local_checkpoints(folder / "rank-0")[-1]
     resumed = session_of(spec, saved, rank=rank, world_size=2)
     assert resumed.start.step == end.step
     resumed.run(LocalHooks(spec))
     if rank == 0:
-        save_file(
-            {k: v.contiguous() for k, v in resumed.stepper.scoring_weights().items()}, f"{folder}/two.safetensors"
-        )
-    dist.barrier()
-    dist.destroy_process_group()
+        weights = {name: value.contiguous() for name, value in resumed.stepper.scoring_weights().items()}
+        save_file(weights, folder / "two.safetensors")
 
 
 def test_two_workers_end_after_the_same_step_when_one_of_them_is_asked(tmp_path: Path) -> None:
-    multiprocessing.spawn(_train_two, (str(tmp_path),), nprocs=2)
+    run_in_two_others(_train_two, tmp_path)
     ended = {int((tmp_path / f"ended-{rank}").read_text()) for rank in (0, 1)}
     assert len(ended) == 1 and 3 < ended.pop() < 400
     spec = spec_of("rnn-carried", steps=400)
