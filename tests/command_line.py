@@ -19,6 +19,11 @@ from jobs.__main__ import app
 Answer = tuple[int, dict[str, Any], str]
 
 
+def settings(*overrides: str) -> list[str]:
+    """`key.path=value` as arguments."""
+    return [part for override in overrides for part in ("--set", override)]
+
+
 def run(*arguments: str, **environment: str) -> Answer:
     """A process, as a user starts it: exit code, last line of stdout, stderr."""
     result = subprocess.run(

@@ -14,15 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
 from pipeline.spec import load_spec
 from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
+from tests.command_line import settings
 from tests.conftest import prepared_in_memory
+from tests.integration.broken_off import assert_undisturbed, saved_steps, until
 from tests.integration.ray_nodes import RayNodes
-from tests.integration.test_stop_and_go import points, saved_steps, undisturbed_weights, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
@@ -71,11 +70,10 @@ class Run:
         self.storage, self.overrides = storage, [f"storage={storage}", *SMALL, *overrides]
         self.said = storage / "said"
         self.began = time.monotonic()
-        settings = [part for override in self.overrides for part in ("--set", override)]
         quick = {"RAY_ADDRESS": f"127.0.0.2:{nodes.gcs_port}", "RAY_TMPDIR": str(nodes.logs())}
         with self.said.open("w") as errors:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "jobs", "train", "conf/image_vae.yaml", *settings],
+                [sys.executable, "-m", "jobs", "train", "conf/image_vae.yaml", *settings(*self.overrides)],
                 cwd=REPOSITORY,
                 env=nodes.environment(MLFLOW_DISABLE_TELEMETRY="true", **quick),
                 stdout=subprocess.PIPE,
@@ -103,17 +101,8 @@ class Run:
         answer: dict[str, Any] = json.loads(output.splitlines()[-1])
         return answer
 
-    def assert_undisturbed(self, answer: dict[str, Any], steps: int, exactly: bool) -> None:
-        from mlflow import MlflowClient
-
-        losses = points(self.storage, answer["run_id"], "train/loss")
-        assert [point.step for point in losses] == list(range(10, steps + 1, 10)), "every step once"
-        key = MlflowClient(f"sqlite:///{self.storage}/mlflow.db").get_run(answer["run_id"]).data.tags["atelier.run_key"]
-        weights = load_file(self.storage / "runs" / key / "bundle" / "model.safetensors")
-        spec = load_spec(REPOSITORY / "conf/image_vae.yaml", self.overrides)
-        for name, value in undisturbed_weights(spec, answer["prepared"]).items():
-            close = 0.0 if exactly else 1e-5
-            torch.testing.assert_close(weights[name], value, rtol=0, atol=close, msg=lambda m, n=name: f"{n}: {m}")
+    def assert_undisturbed(self, answer: dict[str, Any], within: float = 0.0) -> None:
+        assert_undisturbed(load_spec(REPOSITORY / "conf/image_vae.yaml", self.overrides), answer, within)
 
 
 def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayNodes, tmp_path: Path) -> None:
@@ -131,7 +120,7 @@ def test_a_training_grows_when_a_node_comes_and_shrinks_when_it_goes(nodes: RayN
     assert run.process.returncode == 143
     stopped = saved_steps(tmp_path)[-1]
     again = Run(nodes, tmp_path, *run.overrides[1 + len(SMALL) :])
-    again.assert_undisturbed(again.ends_well(), steps, exactly=False)
+    again.assert_undisturbed(again.ends_well(), within=1e-5)
     assert 0 < stopped < steps
 
 
@@ -156,4 +145,4 @@ def test_a_training_whose_node_is_taken_away_saves_before_it_and_goes_on(nodes: 
     run.until(lambda: other in nodes.workers_named("RayTrainWorker"), "a worker on the other node")
     answer = run.ends_well()
     assert 0 < at_notice < before_loss < steps
-    run.assert_undisturbed(answer, steps, exactly=True)
+    run.assert_undisturbed(answer)

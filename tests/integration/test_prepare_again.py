@@ -29,7 +29,7 @@ from pipeline.data.prepared import find_prepared
 from pipeline.errors import PreparedDataError
 from pipeline.spec import RunSpec, load_spec, make_spec
 from pipeline.storage import Store, open_store
-from tests.command_line import run_here
+from tests.command_line import run_here, settings
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -260,7 +260,7 @@ def test_damage_is_found_before_training_and_the_file_is_named(damage: str, tmp_
         path.write_text(text.replace('"kept": 40', '"kept": 41'))
         assert path.read_text() != text
     small = ["training.num_workers=0", "training.steps=2", "evaluation.nll_samples=2", "evaluation.samples=10"]
-    code, answer, errors = run_here("train", str(conf), *(part for each in small for part in ("--set", each)))
+    code, answer, errors = run_here("train", str(conf), *settings(*small))
     assert path.name in errors
     if damage == "missing":
         # A set that is not whole is no set: it is said, and made again, the same.

@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
 
+from tests.command_line import settings
+from tests.integration.broken_off import recorded_steps, until
 from tests.integration.ray_nodes import TOKEN, RayNodes
 
 pytestmark = pytest.mark.ray
@@ -42,10 +44,6 @@ SMALL = [
     "evaluation.nll_samples=5",
     "evaluation.samples=50",
 ]
-
-
-def _set(*overrides: str) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
 
 
 @pytest.fixture(scope="module")
@@ -105,21 +103,6 @@ def user(nodes: RayNodes, elsewhere: Path) -> User:
     return User(nodes, elsewhere)
 
 
-def _until(true: Callable[[], bool], process: subprocess.Popen[str] | None = None, seconds: float = 180) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert process is None or process.poll() is None, "the command ended before it should"
-        assert time.monotonic() < deadline, "it did not come"
-        time.sleep(0.2)
-
-
-def _steps(storage: Path, run_id: str) -> list[int]:
-    from mlflow import MlflowClient
-
-    points = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_metric_history(run_id, "train/loss")
-    return [point.step for point in points]
-
-
 def _files_with(folder: Path, secret: str) -> list[Path]:
     found = []
     for path in folder.rglob("*"):
@@ -133,7 +116,7 @@ def submitted(nodes: RayNodes, elsewhere: Path, tmp_path_factory: pytest.TempPat
     """The same training on two nodes of the cluster and, at the same time, on a Ray of this machine alone."""
     alone = tmp_path_factory.mktemp("alone")
     here = subprocess.Popen(
-        [*ATELIER, "train", "confs/image_vae.yaml", *_set(f"storage={alone}", *SMALL)],
+        [*ATELIER, "train", "confs/image_vae.yaml", *settings(f"storage={alone}", *SMALL)],
         cwd=elsewhere,
         env=nodes.environment(RAY_AUTH_MODE="disabled"),
         stdout=subprocess.PIPE,
@@ -141,7 +124,7 @@ def submitted(nodes: RayNodes, elsewhere: Path, tmp_path_factory: pytest.TempPat
         text=True,
     )
     user = User(nodes, elsewhere)
-    there = user.start("submit", "train", "confs/image_vae.yaml", *_set("storage=store", *SMALL))
+    there = user.start("submit", "train", "confs/image_vae.yaml", *settings("storage=store", *SMALL))
     places: set[int] = set()
     while there.poll() is None:
         places |= set(nodes.workers_named("RayTrainWorker"))
@@ -163,7 +146,7 @@ def test_workers_on_two_nodes_give_the_scores_of_a_local_training(submitted: dic
 def test_storage_is_the_one_of_the_submitters_directory(submitted: dict[str, Any], elsewhere: Path) -> None:
     assert Path(submitted["there"]["report"]).is_relative_to(elsewhere / "store")
     assert f"sent as '{elsewhere / 'store'}'" in submitted["log"]
-    assert _steps(elsewhere / "store", submitted["there"]["run_id"]) == [10, 20, 30, 40]
+    assert recorded_steps(elsewhere / "store", submitted["there"]["run_id"]) == [10, 20, 30, 40]
 
 
 def test_log_was_shown_while_the_job_ran(submitted: dict[str, Any]) -> None:
@@ -190,7 +173,9 @@ def test_no_secret_of_the_submitter_is_anywhere(
 
 def test_variable_asked_for_is_passed_on(nodes: RayNodes, elsewhere: Path) -> None:
     user = User(nodes, elsewhere, WANTED="wanted-value")
-    code, answer = user.run("submit", "prepare", "confs/image_vae.yaml", *_set("storage=store", *SMALL), "--env=WANTED")
+    code, answer = user.run(
+        "submit", "prepare", "confs/image_vae.yaml", *settings("storage=store", *SMALL), "--env=WANTED"
+    )
     assert code == 0 and set(answer["splits"]) == {"train", "validation", "test"}
     (job,) = [job for job in json.loads(nodes.get("/api/jobs/")) if "jobs prepare" in job["entrypoint"]]
     assert job["runtime_env"]["env_vars"]["WANTED"] == "wanted-value"
@@ -226,13 +211,13 @@ def test_plain_ray_job_submit_works_and_takes_no_rubbish_along(nodes: RayNodes, 
     before = {path for path in nodes.logs().rglob("_ray_pkg_*") if path.is_dir()}
     ray = [str(Path(sys.executable).parent / "ray"), "job", "submit", "--address", nodes.address, "--working-dir", "."]
     overrides = [f"storage={storage}", *SMALL, "name=plain", "training.num_workers=0"]
-    command = ["python", "-m", "jobs", "train", "conf/image_vae.yaml", *_set(*overrides)]
+    command = ["python", "-m", "jobs", "train", "conf/image_vae.yaml", *settings(*overrides)]
     result = subprocess.run(
         [*ray, "--", *command], cwd=REPOSITORY, env=nodes.environment(), capture_output=True, text=True, timeout=300
     )
     assert result.returncode == 0, result.stdout + result.stderr
     answer = json.loads([line for line in result.stdout.splitlines() if line.startswith("{")][-1])
-    assert _steps(storage, answer["run_id"]) == [10, 20, 30, 40] and "test/nll_nats" in answer["metrics"]
+    assert recorded_steps(storage, answer["run_id"]) == [10, 20, 30, 40] and "test/nll_nats" in answer["metrics"]
     packages = {path for path in nodes.logs().rglob("_ray_pkg_*") if path.is_dir()} - before
     assert packages
     for package in packages:
@@ -245,9 +230,9 @@ def test_plain_ray_job_submit_works_and_takes_no_rubbish_along(nodes: RayNodes, 
 def test_interrupted_job_is_killed_in_mlflow_and_leaves_nothing(nodes: RayNodes, storage: Path, user: User) -> None:
     from mlflow import MlflowClient
 
-    long = _set(f"storage={storage}", *SMALL, "training.steps=1000000", "training.report_every=100")
+    long = settings(f"storage={storage}", *SMALL, "training.steps=1000000", "training.report_every=100")
     process = user.start("submit", "train", "confs/image_vae.yaml", *long)
-    _until(lambda: "examples/s" in user.errors(), process)
+    until(lambda: "examples/s" in user.errors(), process)
     at_work = nodes.commands_with("RayTrainWorker")
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=120)
@@ -257,7 +242,7 @@ def test_interrupted_job_is_killed_in_mlflow_and_leaves_nothing(nodes: RayNodes,
     def left() -> list[str]:
         return [line for word in ("RayTrainWorker", "jobs train") for line in nodes.commands_with(word)]
 
-    _until(lambda: not left(), seconds=15)
+    until(lambda: not left(), seconds=15)
     client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
     (run,) = client.search_runs(experiments, "params.`training.steps` = '1000000'")
@@ -271,10 +256,10 @@ def test_lost_node_does_not_end_the_job(nodes: RayNodes, storage: Path, user: Us
 
     overrides = [*SMALL, "name=lost", "training.steps=2000", "training.checkpoint_every=200", "seed=3"]
     code, sent = user.run(
-        "submit", "train", "confs/image_vae.yaml", "--no-wait", *_set(f"storage={storage}", *overrides)
+        "submit", "train", "confs/image_vae.yaml", "--no-wait", *settings(f"storage={storage}", *overrides)
     )
     assert code == 0 and sent["address"] == nodes.address
-    _until(lambda: bool(list(storage.glob("training/lost-*/step-*/state.json"))))
+    until(lambda: bool(list(storage.glob("training/lost-*/step-*/state.json"))))
     place = max(nodes.workers_named("RayTrainWorker"))
     raylet = nodes.raylets()[place]
     assert place in (1, 2) and isinstance(raylet, psutil.Process)
@@ -285,5 +270,5 @@ def test_lost_node_does_not_end_the_job(nodes: RayNodes, storage: Path, user: Us
     answer = json.loads([line for line in user.errors().splitlines() if line.startswith("{")][-1])
     run = MlflowClient(f"sqlite:///{storage}/mlflow.db").get_run(answer["run_id"])
     assert run.info.status == "FINISHED"
-    assert _steps(storage, answer["run_id"]) == list(range(10, 2001, 10))
+    assert recorded_steps(storage, answer["run_id"]) == list(range(10, 2001, 10))
     assert nodes.raylets()[place] is None, "the node stayed away"

@@ -7,20 +7,21 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
-from safetensors.torch import load_file
 
-from pipeline.data.prepared import open_prepared
-from pipeline.spec import RunSpec, load_spec
-from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks
-from pipeline.training.session import Session
-from tests.command_line import Answer, run, run_here
+from pipeline.spec import load_spec
+from tests.command_line import Answer, run, run_here, settings
+from tests.integration.broken_off import (
+    assert_undisturbed,
+    recorded_steps,
+    run_key,
+    saved_steps,
+    start_training,
+    until,
+)
 
 pytestmark = pytest.mark.ray
 
@@ -52,10 +53,6 @@ def _went_well(given: Answer) -> dict[str, Any]:
     return answer
 
 
-def _set(overrides: list[str]) -> list[str]:
-    return [part for override in overrides for part in ("--set", override)]
-
-
 @pytest.fixture(scope="module")
 def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("storage")
@@ -67,7 +64,7 @@ def trained(ray_cluster: None, storage: Path) -> dict[str, Any]:
     import ray
 
     address = ray.get_runtime_context().gcs_address
-    return _went_well(run("train", "conf/image_vae.yaml", *_set(_overrides(storage)), RAY_ADDRESS=address))
+    return _went_well(run("train", "conf/image_vae.yaml", *settings(*_overrides(storage)), RAY_ADDRESS=address))
 
 
 def test_last_line_has_everything_that_was_promised(trained: dict[str, Any]) -> None:
@@ -91,8 +88,7 @@ def test_mlflow_has_the_run_whole_and_each_step_once(trained: dict[str, Any], st
     run = client.get_run(trained["run_id"])
     assert run.info.status == "FINISHED"
     assert run.data.params["training.steps"] == "40"
-    steps = [point.step for point in client.get_metric_history(trained["run_id"], "train/loss")]
-    assert steps == [10, 20, 30, 40]
+    assert recorded_steps(storage, trained["run_id"]) == [10, 20, 30, 40]
     names = {artifact.path for artifact in client.list_artifacts(trained["run_id"])}
     assert {"spec.yaml", "manifest.json", "versions.json", "scores.json", "samples", "report.html"} <= names
     assert any(key.startswith("system/") for key in run.data.metrics) or trained["seconds"]["train"] < 10
@@ -143,7 +139,7 @@ def test_second_run_on_two_workers_reuses_the_data_and_becomes_challenger(
 ) -> None:
     from mlflow import MlflowClient
 
-    on_two = _set(_overrides(storage, "training.num_workers=2", "training.profile={wait: 4, steps: 3}"))
+    on_two = settings(*_overrides(storage, "training.num_workers=2", "training.profile={wait: 4, steps: 3}"))
     second = _went_well(run_here("train", "conf/image_vae.yaml", *on_two))
     assert second["prepared"] == trained["prepared"]
     assert second["model_version"] == "2"
@@ -174,7 +170,7 @@ def _is_traced_and_timed(run_id: str, storage: Path) -> None:
 
 def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any], storage: Path) -> None:
     before = sorted(storage.rglob("*"))
-    answer = _went_well(run_here("train", "conf/image_vae.yaml", "--dry-run", *_set(_overrides(storage))))
+    answer = _went_well(run_here("train", "conf/image_vae.yaml", "--dry-run", *settings(*_overrides(storage))))
     planned = answer["plan"]
     assert planned["prepared"] == {
         "key": trained["prepared"],
@@ -185,48 +181,18 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any
     assert sorted(storage.rglob("*")) == before
 
 
-def _uninterrupted_weights(spec: RunSpec, key: str) -> dict[str, torch.Tensor]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    torch.set_flush_denormal(True)
-    try:
-        session = Session(spec, open_prepared(open_store(spec.storage), key))
-        session.run(LocalHooks(spec))
-        return session.stepper.scoring_weights()
-    finally:
-        torch.set_flush_denormal(False)
-        torch.set_num_threads(threads)
-
-
 def test_killed_run_goes_on_under_the_same_id_and_ends_with_the_same_weights(
     trained: dict[str, Any], storage: Path
 ) -> None:
-    import ray
-    from mlflow import MlflowClient
-
     overrides = _overrides(storage, "training.steps=3000", "training.checkpoint_every=200", "seed=5")
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    command = [sys.executable, "-m", "jobs", "train", "conf/image_vae.yaml", *_set(overrides)]
-    driver = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 180
-    while not list(storage.glob("training/*/step-*/state.json")) and time.monotonic() < deadline:
-        assert driver.poll() is None, "the run ended before it could be killed"
-        time.sleep(0.05)
-    saved_before = {path.parent for path in storage.glob("training/*/step-*/state.json")}
+    driver = start_training("conf/image_vae.yaml", overrides)
+    until(lambda: saved_steps(storage), driver)
     driver.send_signal(signal.SIGKILL)
     driver.wait()
 
-    spec = load_spec("conf/image_vae.yaml", overrides)
-    resumed = _went_well(run_here("train", "conf/image_vae.yaml", *_set(overrides)))
-    assert saved_before
-    client = MlflowClient(f"sqlite:///{storage}/mlflow.db")
-    key = client.get_run(resumed["run_id"]).data.tags["atelier.run_key"]
-    assert key.endswith("-1"), "the run was continued, not begun anew"
-    steps = [point.step for point in client.get_metric_history(resumed["run_id"], "train/loss")]
-    assert steps == list(range(10, 3001, 10))
-    weights = load_file(storage / "runs" / key / "bundle" / "model.safetensors")
-    for name, value in _uninterrupted_weights(spec, resumed["prepared"]).items():
-        assert torch.equal(weights[name], value), f"{name} differs"
+    resumed = _went_well(run_here("train", "conf/image_vae.yaml", *settings(*overrides)))
+    assert run_key(storage, resumed["run_id"]).endswith("-1"), "the run was continued, not begun anew"
+    assert_undisturbed(load_spec("conf/image_vae.yaml", overrides), resumed)
 
 
 def test_an_illness_is_said_once_in_the_terminal_and_told_in_the_answer_and_on_the_page(
@@ -235,7 +201,7 @@ def test_an_illness_is_said_once_in_the_terminal_and_told_in_the_answer_and_on_t
     from mlflow import MlflowClient
 
     collapse = ("model.family.beta=10000", "model.family.prior=normal", "training.warmup_steps=0")
-    ill = _set(_overrides(storage, *collapse, "registry.name=null", "evaluation.samples=10"))
+    ill = settings(*_overrides(storage, *collapse, "registry.name=null", "evaluation.samples=10"))
     code, answer, said = run_here("train", "conf/image_vae.yaml", *ill)
     assert code == 0, said
     (warning,) = [one for one in answer["warnings"] if one["kind"] == "posterior_collapse"]

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.command_line import run_here
+from tests.command_line import run_here, settings
 
 pytestmark = pytest.mark.ray
 
@@ -31,7 +31,7 @@ SMALL = {
 
 def train(storage: Path, **keys: str) -> dict[str, Any]:
     told = {"storage": str(storage), **SMALL, **{key.replace("__", "."): value for key, value in keys.items()}}
-    overrides = [part for key, value in told.items() for part in ("--set", f"{key}={value}")]
+    overrides = settings(*(f"{key}={value}" for key, value in told.items()))
     code, answer, errors = run_here("train", "conf/text_rnn.yaml", *overrides)
     assert code == 0, errors
     return {**answer, "errors": errors}
