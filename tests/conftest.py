@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -27,6 +27,9 @@ from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import SplitArrays
 from pipeline.spec import RunSpec, make_spec
+
+if TYPE_CHECKING:
+    from tests.integration.ray_nodes import RayNodes
 
 SHARED_DATA = Path(__file__).parents[2] / "shared" / "data"
 """Real corpora beside the checkout of a developer; tests that use them skip where they are absent."""
@@ -202,3 +205,12 @@ def ray_cluster() -> Iterator[None]:
 
     with ray_session():
         yield
+
+
+@pytest.fixture(scope="module")
+def nodes() -> Iterator[RayNodes]:
+    """A cluster of nodes that are processes: a head and two workers, for a module's tests."""
+    from tests.integration.ray_nodes import RayNodes
+
+    with RayNodes() as nodes:
+        yield nodes

@@ -40,8 +40,7 @@ def soak(
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         trials = [Trial(case, Path(folder), workers) for case in cases]
         while rounds == 0 or time.monotonic() - start < minutes * 60:
-            nodes = RayNodes()  # each lost node has another in its place, at an address of its own
-            try:
+            with RayNodes() as nodes:  # each lost node has another in its place, at an address of its own
                 for trial, count in zip(trials, shared_out(kills, len(cases)), strict=True):
                     try:
                         told = trial.run(nodes, seed + rounds, count, say)
@@ -50,8 +49,6 @@ def soak(
                     done += len(told["kills"])
                     faults += len(told["faults"])
                     print(json.dumps(told), flush=True)
-            finally:
-                nodes.close()
             rounds += 1
     minutes_taken = round((time.monotonic() - start) / 60, 1)
     return {"seed": seed, "rounds": rounds, "kills": done, "faults": faults, "minutes": minutes_taken}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,15 +16,6 @@ from tests.integration.ray_nodes import RayNodes
 
 CASE, SEED = "image_vae", 9
 """Three kills in the midst of steps, one of each kind."""
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    nodes = RayNodes()
-    try:
-        yield nodes
-    finally:
-        nodes.close()
 
 
 @pytest.mark.ray

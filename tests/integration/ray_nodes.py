@@ -43,6 +43,12 @@ class RayNodes:
             self.close()
             raise
 
+    def __enter__(self) -> RayNodes:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
     @property
     def gcs(self) -> str:
         """The address at which a driver joins."""

@@ -106,8 +106,8 @@ def split_nodes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tup
             lambda command, **k: start([*(() if "--head" in command else apart), *command], **k),
         )
         nodes = ray_nodes.RayNodes(workers=1)
-    yield nodes, folder
-    nodes.close()
+    with nodes:
+        yield nodes, folder
 
 
 def test_a_storage_local_to_one_node_and_a_wrong_token_are_named(

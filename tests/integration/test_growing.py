@@ -56,11 +56,8 @@ def steps_for(seconds: float) -> int:
 @pytest.fixture
 def nodes() -> Iterator[RayNodes]:
     """A head, and one node with room for one worker."""
-    nodes = RayNodes(workers=1)
-    try:
+    with RayNodes(workers=1) as nodes:
         yield nodes
-    finally:
-        nodes.close()
 
 
 class Run:

@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -44,15 +43,6 @@ SMALL = [
     "evaluation.nll_samples=5",
     "evaluation.samples=50",
 ]
-
-
-@pytest.fixture(scope="module")
-def nodes() -> Iterator[RayNodes]:
-    nodes = RayNodes()
-    try:
-        yield nodes
-    finally:
-        nodes.close()
 
 
 @pytest.fixture(scope="module")
