@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -25,7 +25,7 @@ from hypothesis import settings
 
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
-from pipeline.data.prepared import SplitArrays
+from pipeline.data.prepared import Prepared, SplitArrays
 from pipeline.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
@@ -133,10 +133,11 @@ class PreparedInMemory:
         return [f"{name}/{row}.raw (id {row:016x})" for row in rows]
 
 
-def prepared_in_memory(spec: RunSpec, train: int = 40, validation: int = 8) -> PreparedInMemory:
+def prepared_in_memory(spec: RunSpec, train: int = 40, validation: int = 8) -> Prepared:
+    """A set of random records, as the `Prepared` whose place it takes in a session."""
     modality = make_codec(spec.data.codec).modality
     raws = {"train": raw_examples(modality, train), "validation": raw_examples(modality, validation, seed=1)}
-    return PreparedInMemory(spec, raws)
+    return cast(Prepared, PreparedInMemory(spec, raws))
 
 
 def lane_spec(**training: Any) -> RunSpec:

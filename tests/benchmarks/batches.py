@@ -24,6 +24,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import psutil
@@ -46,6 +47,7 @@ from tests.conftest import SHARED_DATA
 
 BATCH = 128
 SHUFFLE_BUFFER = 8192
+SETTLED_STEPS = 50
 
 
 # --- the sets -------------------------------------------------------------------------------------------------
@@ -92,8 +94,8 @@ def spec_of(conf: str, load: str, **training: Any) -> RunSpec:
 # --- (a) training, by turns -----------------------------------------------------------------------------------
 
 
-def train(storage: str, key: str, conf: str, load: str, threads: int, steps: Any) -> None:
-    """Train for ever, in a process of its own; `steps` counts."""
+def train(storage: str, key: str, conf: str, load: str, threads: int, steps: Any, settled: Any) -> None:
+    """Train for ever, in a process of its own; `steps` counts, and the event `settled` comes after the first."""
     torch.set_num_threads(threads)
     torch.set_flush_denormal(True)  # as the workers do
     spec = spec_of(conf, load)
@@ -103,10 +105,12 @@ def train(storage: str, key: str, conf: str, load: str, threads: int, steps: Any
     def step(*arguments: Any) -> Any:
         means = take(*arguments)
         steps.value += 1
+        if steps.value == SETTLED_STEPS:
+            settled.set()
         return means
 
-    session.stepper.step = step  # type: ignore[method-assign]
-    session.run(LocalHooks(spec))
+    with mock.patch.object(session.stepper, "step", step):
+        session.run(LocalHooks(spec))
 
 
 def compare_training(
@@ -115,24 +119,25 @@ def compare_training(
     context = multiprocessing.get_context("spawn")
     loads = ("stream", "memory")
     steps = {load: context.Value("q", 0, lock=False) for load in loads}
+    settled = {load: context.Event() for load in loads}
     processes = {
-        load: context.Process(target=train, args=(storage, key, conf, load, threads, steps[load])) for load in loads
+        load: context.Process(target=train, args=(storage, key, conf, load, threads, steps[load], settled[load]))
+        for load in loads
     }
     taken, spent = dict.fromkeys(loads, 0), dict.fromkeys(loads, 0.0)
     ratios = []
     try:
         for load, process in processes.items():
             process.start()
-            while steps[load].value < 50:
+            while not settled[load].wait(1.0):
                 assert process.is_alive(), "the training ended; its traceback is above"
-                time.sleep(0.05)
             os.kill(process.pid or 0, signal.SIGSTOP)
         for turn in range(slices):
             rate = {}
             for load in loads if turn % 2 else reversed(loads):
                 before, start = steps[load].value, time.perf_counter()
                 os.kill(processes[load].pid or 0, signal.SIGCONT)
-                time.sleep(slice_seconds)
+                time.sleep(slice_seconds)  # the turn itself
                 os.kill(processes[load].pid or 0, signal.SIGSTOP)
                 count, seconds = steps[load].value - before, time.perf_counter() - start
                 taken[load] += count

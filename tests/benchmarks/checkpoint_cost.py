@@ -28,31 +28,39 @@ from pipeline.progress import silent
 from pipeline.ray_session import ray_session
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
-from pipeline.training.checkpoint import Position
+from pipeline.training.checkpoint import Position, State
 from pipeline.training.launch import LocalHooks, local_checkpoints
 from pipeline.training.loop import run_loop
+from pipeline.training.saving import Saver
 from pipeline.training.session import Session
+from pipeline.training.shelf import Shelf
 from pipeline.training.steps import Stepper
 
 WARM_UP_STEPS, TURN_OF_INTERVALS, HALF_A_MINUTE = 30, 2.05, 0.5
 
 
+class TimedSaver(Saver):
+    """Keeps how long each checkpoint was written."""
+
+    def __init__(self, folder: Path, spec: RunSpec) -> None:
+        super().__init__(Shelf(open_store(str(folder)), spec.training.keep_checkpoints), spec)
+        self.written: list[float] = []
+
+    def _put(self, state: State, at: Position) -> None:
+        start = time.monotonic()
+        super()._put(state, at)
+        self.written.append(time.monotonic() - start)
+
+
 class Timed(LocalHooks):
-    """Hooks that keep how long each checkpoint stopped the training and was written, and leave out the last of a turn,
-    which only its end brings."""
+    """Hooks that keep how long each checkpoint stopped the training, and leave out the last of a turn, which only its
+    end brings."""
 
     def __init__(self, spec: RunSpec, folder: Path) -> None:
-        super().__init__(spec, folder, beside=True)
+        super().__init__(spec)
+        self.saver: TimedSaver = TimedSaver(folder, spec)
         self.last_of_turn = 0
         self.stopped: list[float] = []
-        self.written: list[float] = []
-        assert self.saver is not None
-        self.put, self.saver._put = self.saver._put, self._timed_put  # type: ignore[method-assign]
-
-    def _timed_put(self, *arguments: Any) -> None:
-        start = time.monotonic()
-        self.put(*arguments)
-        self.written.append(time.monotonic() - start)
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         if at.step < self.last_of_turn:
@@ -103,7 +111,7 @@ def measure(conf: str, spec: RunSpec, prepared: Prepared, folder: Path, minutes:
         "ratios": [round(one, 3) for one in ratios],
         "cost_at_half_a_minute": round((1 - ratio) * minutes / HALF_A_MINUTE, 4),
         "seconds_stopped": round(statistics.median(saving.hooks.stopped), 4),
-        "seconds_written_beside": round(statistics.median(saving.hooks.written), 3),
+        "seconds_written_beside": round(statistics.median(saving.hooks.saver.written), 3),
     }
 
 

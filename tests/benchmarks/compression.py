@@ -55,7 +55,8 @@ def cifar(data: Path) -> np.ndarray:
 
 def waveforms(data: Path) -> np.ndarray:
     with tarfile.open(data / "audio" / "fsdd.tar.xz") as tar:
-        files = [tar.extractfile(member).read() for member in tar if member.name.endswith(".wav")]  # type: ignore[union-attr]
+        opened = (tar.extractfile(member) for member in tar if member.name.endswith(".wav"))
+        files = [file.read() for file in opened if file is not None]
     samples = []
     for file in files:
         with wave.open(io.BytesIO(file)) as sound:

@@ -28,7 +28,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import flop_registry
 
 from pipeline.data.layout import Layout
-from pipeline.data.prepared import SplitArrays
-from pipeline.spec import RunSpec, make_spec
+from pipeline.data.prepared import Prepared, SplitArrays
+from pipeline.spec import CharactersCodecSpec, ImageCodecSpec, RecurrentBackboneSpec, RunSpec, make_spec
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 
@@ -84,12 +84,12 @@ class MadeUp:
 
     def __init__(self, spec: RunSpec, rows: int) -> None:
         codec = spec.data.codec
-        if codec.kind == "characters":
-            forms = {"modality": "text", "view": "tokens", "shape": (codec.length,), "vocabulary": VOCABULARY}
-            self.layout = Layout(**forms, stored_dtype="uint8", likelihood="categorical", continuous=True)  # type: ignore[arg-type]
+        if isinstance(codec, CharactersCodecSpec):
+            shape, vocabulary = (codec.length,), VOCABULARY
+            self.layout = Layout("text", "tokens", shape, "uint8", "categorical", vocabulary, continuous=True)
         else:
-            shape = (codec.channels, *codec.size)  # type: ignore[union-attr]
-            self.layout = Layout("image", "signal", shape, "uint8", "bernoulli", scale=1 / 255)
+            assert isinstance(codec, ImageCodecSpec)
+            self.layout = Layout("image", "signal", (codec.channels, *codec.size), "uint8", "bernoulli", scale=1 / 255)
         self.rows = rows
         self.manifest = SimpleNamespace(splits={"train": {"rows": rows, "shards": [{"rows": rows}]}})
 
@@ -97,7 +97,7 @@ class MadeUp:
         generator, most = torch.Generator().manual_seed(0), VOCABULARY if self.layout.vocabulary else 256
         x = torch.randint(most, (self.rows, *self.layout.shape), dtype=torch.uint8, generator=generator)
         nothing = torch.zeros(0, dtype=torch.uint8)
-        return SplitArrays(x=x, label=torch.full((self.rows,), -1), ids=[], tail=nothing)  # type: ignore[arg-type]
+        return SplitArrays(x=x, label=torch.full((self.rows,), -1), ids=[], tail=nothing)
 
 
 class Machine:
@@ -181,7 +181,7 @@ class Training:
 
     def __init__(self, spec: RunSpec, machine: Machine) -> None:
         rows = max(2 * spec.training.batch_size, 512)
-        self.session = Session(spec, MadeUp(spec, rows), machine.device)  # type: ignore[arg-type]
+        self.session = Session(spec, cast(Prepared, MadeUp(spec, rows)), machine.device)
         self.number = 0
 
     def step(self) -> None:
@@ -216,9 +216,10 @@ def outside_kernels(training: Training, machine: Machine) -> float | None:
 def recurrence_alone(spec: RunSpec, machine: Machine) -> float:
     """Seconds of the recurrent layers, forwards and backwards, over the sequence of a step."""
     backbone, codec = spec.model.backbone, spec.data.codec
-    size, half = backbone.hidden_size, spec.training.precision == "bfloat16"  # type: ignore[union-attr]
-    lstm = nn.LSTM(size, size, backbone.layers, batch_first=True).to(machine.device)  # type: ignore[union-attr]
-    x = torch.randn(spec.training.batch_size, codec.length, size, device=machine.device)  # type: ignore[union-attr]
+    assert isinstance(backbone, RecurrentBackboneSpec) and isinstance(codec, CharactersCodecSpec)
+    size, half = backbone.hidden_size, spec.training.precision == "bfloat16"
+    lstm = nn.LSTM(size, size, backbone.layers, batch_first=True).to(machine.device)
+    x = torch.randn(spec.training.batch_size, codec.length, size, device=machine.device)
     x.requires_grad_()
 
     def work() -> None:

@@ -55,7 +55,7 @@ def trained_pythae(x: Tensor, seconds: float, batch_size: int) -> tuple[Any, int
             grey = x[row] / 255
             return DatasetOutput(data=(torch.rand_like(grey) < grey).float())
 
-    class Reader(BaseEncoder):  # type: ignore[misc]
+    class Reader(BaseEncoder):
         def __init__(self) -> None:
             BaseEncoder.__init__(self)
             self.body = nn.Sequential(
@@ -67,7 +67,7 @@ def trained_pythae(x: Tensor, seconds: float, batch_size: int) -> tuple[Any, int
             hidden = self.body(signal)
             return ModelOutput(embedding=self.mean(hidden), log_covariance=self.log_variance(hidden))
 
-    class Writer(BaseDecoder):  # type: ignore[misc]
+    class Writer(BaseDecoder):
         def __init__(self) -> None:
             BaseDecoder.__init__(self)
             self.body = nn.Sequential(
@@ -77,7 +77,7 @@ def trained_pythae(x: Tensor, seconds: float, batch_size: int) -> tuple[Any, int
         def forward(self, z: Tensor) -> Any:
             return ModelOutput(reconstruction=self.body(z).sigmoid().view(-1, 1, 28, 28))
 
-    class Deadline(TrainingCallback):  # type: ignore[misc]
+    class Deadline(TrainingCallback):
         steps, end = 0, time.monotonic() + seconds
 
         def on_train_step_end(self, training_config: Any, **_: Any) -> None:
@@ -124,7 +124,7 @@ def nats_of_pythae(model: Any, spec: RunSpec, prepared: Prepared) -> float:
     """The importance-weighted bound of Pythae's model, by this project's evaluation."""
     family = VaeSpec(kind="vae", latent_size=LATENT, binarise="dynamic")
     ours = SignalVae(prepared.layout, family, MlpBackboneSpec(kind="mlp", hidden=(1,)))
-    ours.encoder = _Reads(model.encoder)  # type: ignore[assignment]
+    ours.encoder = _Reads(model.encoder)  # type: ignore[assignment]  # of an encoder it has what `SignalVae` asks of one
     ours.decoder = nn.Sequential(model.decoder.body, nn.Unflatten(1, (1, 28, 28)))
     ours.importance_samples = spec.evaluation.nll_samples
     sums = evaluate_split(ours.eval(), prepared.load_split("test"), prepared.layout, spec, spec.seed)

@@ -10,17 +10,21 @@ take turns in one run. A line a conf is printed; each figure is examples a secon
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import signal
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.plain_loops import BATCHES
-from tests.benchmarks.turns import Atelier, Contestant, Plain, bring_to_start, save_data, take_turns
+from tests.benchmarks.turns import (
+    Atelier,
+    Contestant,
+    Plain,
+    bring_to_start,
+    print_comparisons,
+    save_data,
+    take_turns,
+    turns_parser,
+)
 
 
 def compare(conf: str, slices: int, slice_seconds: float, folder: Path) -> dict[str, Any]:
@@ -60,16 +64,8 @@ def compare(conf: str, slices: int, slice_seconds: float, folder: Path) -> dict[
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("conf", nargs="*", default=list(BATCHES))
-    parser.add_argument("--slices", type=int, default=8)
-    parser.add_argument("--slice-seconds", type=float, default=3.0)
-    options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: all that was started is ended
-    for conf in options.conf:
-        with tempfile.TemporaryDirectory() as folder:
-            found = compare(conf, options.slices, options.slice_seconds, Path(folder))
-        print(json.dumps(found), flush=True)
+    options = turns_parser(__doc__, list(BATCHES), slices=8).parse_args()
+    print_comparisons(options.conf, lambda conf, folder: compare(conf, options.slices, options.slice_seconds, folder))
 
 
 if __name__ == "__main__":

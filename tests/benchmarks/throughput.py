@@ -10,17 +10,20 @@ printed.
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
-import signal
-import sys
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from tests.benchmarks.plain_loops import LOOPS
-from tests.benchmarks.turns import Atelier, Plain, bring_to_start, save_data, take_turns
+from tests.benchmarks.turns import (
+    Atelier,
+    Plain,
+    bring_to_start,
+    print_comparisons,
+    save_data,
+    take_turns,
+    turns_parser,
+)
 
 
 def compare(conf: str, workers: int, slices: int, slice_seconds: float, folder: Path) -> dict[str, Any]:
@@ -48,17 +51,13 @@ def compare(conf: str, workers: int, slices: int, slice_seconds: float, folder: 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("conf", nargs="*", default=list(LOOPS))
+    parser = turns_parser(__doc__, list(LOOPS), slices=12)
     parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--slices", type=int, default=12)
-    parser.add_argument("--slice-seconds", type=float, default=3.0)
     options = parser.parse_args()
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: all that was started is ended
-    for conf in options.conf:
-        with tempfile.TemporaryDirectory() as folder:
-            found = compare(conf, options.workers, options.slices, options.slice_seconds, Path(folder))
-        print(json.dumps(found), flush=True)
+    print_comparisons(
+        options.conf,
+        lambda conf, folder: compare(conf, options.workers, options.slices, options.slice_seconds, folder),
+    )
 
 
 if __name__ == "__main__":

@@ -39,7 +39,7 @@ def small_session() -> Session:
     tree["data"]["codec"] |= {"length": 32}
     tree["model"]["backbone"] |= {"cell": "lstm", "hidden_size": 64, "embedding_size": 32}
     spec = make_spec(tree)
-    return Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+    return Session(spec, prepared_in_memory(spec, train=400))
 
 
 def measure(rounds: int, steps: int) -> dict[str, Any]:

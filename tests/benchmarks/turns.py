@@ -6,15 +6,18 @@ worth comparing. Nothing here knows of Ray but the arguments of the command line
 
 from __future__ import annotations
 
+import argparse
 import contextlib
+import json
 import os
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -68,12 +71,12 @@ class Contestant(ABC):
             ended = any(process.poll() is not None for process in self.processes)
             assert not ended, f"{self.name} ended: {self.output.read_text()[-2000:]}"
             assert time.monotonic() < deadline, f"{self.name} takes no step: {self.output.read_text()[-2000:]}"
-            time.sleep(0.2)
+            time.sleep(0.2)  # its steps are read from files, and nobody tells that one has changed
 
     def turn(self, seconds: float) -> None:
         self.send(signal.SIGCONT)
         start = time.time()
-        time.sleep(seconds)
+        time.sleep(seconds)  # the turn itself
         self.windows.append((start, time.time()))
         self.send(signal.SIGSTOP)
 
@@ -223,3 +226,21 @@ def save_data(conf: str, folder: Path) -> Path:
     content: tuple[Any, int] = (prepared.load_split("train").x, prepared.layout.vocabulary)
     torch.save(content, path)
     return path
+
+
+def turns_parser(description: str | None, confs: Sequence[str], slices: int) -> argparse.ArgumentParser:
+    """What benchmarks by turns are told: which confs, how many turns each contestant has, how long."""
+    parser = argparse.ArgumentParser(description=description.splitlines()[0] if description else None)
+    parser.add_argument("conf", nargs="*", default=list(confs))
+    parser.add_argument("--slices", type=int, default=slices)
+    parser.add_argument("--slice-seconds", type=float, default=3.0)
+    return parser
+
+
+def print_comparisons(confs: Sequence[str], compare: Callable[[str, Path], dict[str, Any]]) -> None:
+    """A line of JSON for each conf, compared in a folder of its own."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # through `finally`: all that was started is ended
+    for conf in confs:
+        with tempfile.TemporaryDirectory() as folder:
+            found = compare(conf, Path(folder))
+        print(json.dumps(found), flush=True)
