@@ -276,7 +276,8 @@ def _train(
     from pipeline.inheriting import take_over
     from pipeline.models import build_model
     from pipeline.training.freezing import Freezing
-    from pipeline.training.launch import train_in_process, train_with_ray
+    from pipeline.training.in_process import train_in_process
+    from pipeline.training.launch import train_with_ray
 
     launch = train_in_process if spec.training.num_workers == 0 else train_with_ray
     begun = time.time()

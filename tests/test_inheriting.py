@@ -14,7 +14,7 @@ from pipeline.generation.sampling import load_bundle, save_bundle
 from pipeline.inheriting import check_origin, donor_of, find_origin
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.evaluation.conftest import MLP, PICTURES, pictures, prepare_small, spec_of
 

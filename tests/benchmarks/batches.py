@@ -41,7 +41,7 @@ from pipeline.data.shards import ShardWriter, rows_per_shard
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import Store, open_store
 from pipeline.training.checkpoint import Position
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import SHARED_DATA
 

@@ -29,7 +29,7 @@ from pipeline.ray_session import ray_session
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, State
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.loop import run_loop
 from pipeline.training.saving import Saver
 from pipeline.training.session import Session

@@ -17,7 +17,7 @@ from pipeline.progress import silent
 from pipeline.ray_session import ray_session
 from pipeline.spec import load_spec
 from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 
 

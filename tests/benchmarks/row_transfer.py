@@ -29,8 +29,8 @@ from pipeline.models.surgery import Inheritance, inherit
 from pipeline.progress import silent
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
+from pipeline.training.in_process import train_in_process
 from pipeline.training.initial import keep_weights
-from pipeline.training.launch import train_in_process
 from tests.benchmarks.rows import TrainedRow, options, prepared_for, print_row, train
 
 BUDGETS = (100, 300, 1000)

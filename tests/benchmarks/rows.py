@@ -33,7 +33,7 @@ from pipeline.progress import silent
 from pipeline.ray_session import ray_session
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
-from pipeline.training.launch import train_in_process
+from pipeline.training.in_process import train_in_process
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from pipeline.progress import silent
 from pipeline.ray_session import ray_session
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
-from pipeline.training.launch import train_in_process
+from pipeline.training.in_process import train_in_process
 
 
 def main() -> None:

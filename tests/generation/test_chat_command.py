@@ -26,7 +26,7 @@ from pipeline.data.codec import make_codec
 from pipeline.data.prepared import SplitArrays
 from pipeline.data.sources.fields import render_turns
 from pipeline.generation.sampling import save_bundle
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 
 REPLIES = {"hello": "good day to you", "who is it": "naïve 漢字 😀", "count": "one two three " * 12}

@@ -32,7 +32,7 @@ from pipeline.models.recurrence import run_recurrent
 from pipeline.progress import silent
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from pipeline.training.timing import STEP_PARTS

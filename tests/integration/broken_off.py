@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from pipeline.data.prepared import open_prepared
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.command_line import settings
 

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from pipeline.spec import load_spec
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.command_line import settings
 from tests.conftest import prepared_in_memory

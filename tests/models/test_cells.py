@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models.base import SamplingOptions, make_generator
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
 

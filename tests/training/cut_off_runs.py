@@ -11,7 +11,7 @@ from pipeline.progress import WARNING
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
-from pipeline.training.launch import LocalHooks, train_in_process
+from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, prepared_in_memory
 

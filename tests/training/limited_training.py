@@ -17,7 +17,7 @@ import yaml
 
 from jobs.terminal import run_job
 from pipeline.spec import make_spec
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, prepared_in_memory
 

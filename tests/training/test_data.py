@@ -20,7 +20,8 @@ from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
 from pipeline.training.course import Course
-from pipeline.training.launch import LocalHooks, describe, local_checkpoints
+from pipeline.training.following import describe
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.loop import run_loop
 from pipeline.training.session import Session
 from pipeline.training.timing import StepTimer

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec

@@ -9,7 +9,7 @@ import pytest
 
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.epochs import planned_steps, with_limit
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
 from tests.training.test_data import spec_and_set

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pipeline.spec import RunSpec
 from pipeline.training.flops import FlopCount, peak_tflops, precision_of
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import FAMILIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
 

@@ -13,7 +13,7 @@ from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.freezing import Freezing
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import CELLS, cell_spec, prepared_in_memory

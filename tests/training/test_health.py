@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from pipeline.models.signs import overfit_share, variety, win_share
 from pipeline.training.course import Course
 from pipeline.training.health import Watch, warnings_of
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.kinds import KINDS
-from pipeline.training.launch import LocalHooks
 from pipeline.training.session import Session
 from tests.training.digits import digits_prepared, digits_spec
 

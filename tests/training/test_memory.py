@@ -17,7 +17,8 @@ from pipeline.errors import OutOfMemoryError
 from pipeline.models.base import Batch
 from pipeline.spec import RunSpec
 from pipeline.training.accumulation import cut
-from pipeline.training.launch import LocalHooks, describe
+from pipeline.training.following import describe
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.memory import bytes_to_come, is_out_of_memory
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, prepared_in_memory

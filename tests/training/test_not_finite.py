@@ -18,7 +18,7 @@ from pipeline.models.base import Batch
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
 from pipeline.training.guard import Guard
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
 from tests.data.prepared_sets import write_prepared

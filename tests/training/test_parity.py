@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipeline.training.launch import LocalHooks
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import prepared_in_memory
 from tests.training.parity_cases import ACCUMULATED, CASES, ROLLED, SINGLE, STEPS, STOPPED, save_end, spec_of

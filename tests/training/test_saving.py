@@ -16,7 +16,7 @@ from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training import saving
 from pipeline.training.checkpoint import Position, read_state
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.saving import Saver
 from pipeline.training.shelf import Shelf
 from tests.training.cut_off_runs import folders, session_of, spec_of, train

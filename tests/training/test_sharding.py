@@ -14,7 +14,7 @@ from pipeline.errors import SpecError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training import sharding
 from pipeline.training.checkpoint import Position
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import prepared_in_memory

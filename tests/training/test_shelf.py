@@ -15,10 +15,11 @@ import torch
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.progress import silent
 from pipeline.storage import Store, open_store
-from pipeline.training import launch, worker
 from pipeline.training import shelf as shelves
+from pipeline.training import worker
 from pipeline.training.checkpoint import Position, load_scoring_weights, read_state, verify
-from pipeline.training.launch import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.launch import final_weights
 from pipeline.training.shelf import UNFINISHED, Shelf
 from tests.conftest import prepared_in_memory
 from tests.training.cut_off_runs import RUN, cut_off, flip, folders, session_of, spec_of, train
@@ -97,10 +98,10 @@ def test_weights_of_a_damaged_last_checkpoint_are_not_those_of_the_one_before(tm
     spec = spec_of(report_every=1)
     train(spec, tmp_path)
     shelf = Shelf(open_store(str(tmp_path / "training" / RUN)), 2)
-    assert launch._final_weights(shelf, 6).keys() == session_of(spec).stepper.scoring_weights().keys()
+    assert final_weights(shelf, 6).keys() == session_of(spec).stepper.scoring_weights().keys()
     flip(tmp_path / "training" / RUN / "step-00000006")
     with pytest.raises(CheckpointError, match=r"step-00000006.*: its sha256 .* goes on from the checkpoint before"):
-        launch._final_weights(shelf, 6)
+        final_weights(shelf, 6)
 
 
 def test_a_checkpoint_of_another_spec_is_no_damaged_one(tmp_path: Path) -> None:

@@ -10,7 +10,8 @@ import pytest
 
 from pipeline.progress import WARNING
 from pipeline.storage import open_store
-from pipeline.training.launch import _Follower, train_in_process
+from pipeline.training.following import Follower
+from pipeline.training.in_process import train_in_process
 from tests.training.digits import digits_prepared, digits_spec
 
 
@@ -42,10 +43,10 @@ def test_a_training_in_this_process_says_a_warning_once_and_tells_all(tmp_path: 
 def test_what_a_worker_says_is_said_once(monkeypatch: pytest.MonkeyPatch) -> None:
     told: dict[str, Any] = {"step": 1, "steps": 10, "seconds": 0.0, "metrics": {}, "warnings": ["a"]}
     monkeypatch.setattr("pipeline.training.worker.told", lambda key: told)
-    monkeypatch.setattr("pipeline.training.launch.POLL_SECONDS", 0.01)
+    monkeypatch.setattr("pipeline.training.following.POLL_SECONDS", 0.01)
     told["first_step_at"] = time.time()
     notes = Notes()
-    with _Follower("a-run", 10, None, notes):
+    with Follower("a-run", 10, None, notes):
         time.sleep(0.1)
         told["warnings"] = ["a", "b"]
     assert notes.warnings == ["a", "b"]

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from pipeline.training.launch import LocalHooks, describe
+from pipeline.training.following import describe
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.peak_memory import peak_memory_mib
 from pipeline.training.session import Session
 from pipeline.training.timing import PARTS, STEP_PARTS, DeviceTimer, StepTimer, make_timer, parts_of

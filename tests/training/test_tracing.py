@@ -13,7 +13,7 @@ import torch
 
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.training.launch import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks, local_checkpoints
 from pipeline.training.session import Session
 from pipeline.training.tracing import keep_trace
 from tests.conftest import cell_spec, prepared_in_memory

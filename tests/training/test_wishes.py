@@ -15,7 +15,8 @@ from safetensors.torch import load_file, save_file
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
-from pipeline.training.launch import LocalHooks, Trained, local_checkpoints, train_in_process
+from pipeline.training.ending import Trained
+from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
