@@ -36,7 +36,8 @@ MLFLOW_ROOMS = {
     "pipeline/release/releases.py",
     "pipeline/release/model_file.py",
 }
-PLAIN = ["pipeline/models", "pipeline/training/steps.py", "pipeline/training/loop.py", "pipeline/training/session.py"]
+PLAIN_TRAINING = ("steps", "state", "optimizer", "loop", "session")
+PLAIN = ["pipeline/models", *(f"pipeline/training/{name}.py" for name in PLAIN_TRAINING)]
 BATCHES = ("batches.py", "order.py", "streaming.py", "windows.py", "lanes.py")
 ORDER = ["data", "models", "evaluation", "training", "generation", "release", "report", "tuning", "operations"]
 

@@ -65,7 +65,7 @@ def test_a_bundle_is_found_where_it_is_and_a_folder_of_nothing_is_refused(
     trained: tuple[RunSpec, Prepared, Path], tmp_path: Path
 ) -> None:
     spec, prepared, _ = trained
-    weights = Session(spec, prepared).stepper.weights()
+    weights = Session(spec, prepared).stepper.state.weights()
     bundle = save_bundle(tmp_path / "bundle", spec, prepared.manifest.as_dict(), weights)
     origin = find_origin(str(bundle), NO_MLFLOW, tmp_path / "into")
     assert Path(origin.source) == origin.folder == bundle.resolve()

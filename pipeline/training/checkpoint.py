@@ -22,7 +22,8 @@ from torch import Tensor
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import RunSpec
 from pipeline.training.course import Course
-from pipeline.training.steps import Stepper, copied
+from pipeline.training.state import copied
+from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
 
 FORMAT = 1
@@ -83,20 +84,20 @@ class State:
 
 
 def take_state(stepper: Stepper) -> State | None:
-    """Copy what a checkpoint holds; a collective, within `stepper.gathered()`. Rank 0, which writes it, gets the state,
-    and the others None."""
-    carry = stepper.global_carry()
+    """Copy what a checkpoint holds; a collective, within `stepper.state.gathered()`. Rank 0, which writes it, gets the
+    state, and the others None."""
+    carry = stepper.state.global_carry()
     return state_of(stepper, carry) if stepper.rank == 0 else None
 
 
 def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:
-    """Copies of all that changes in a stepper; `carry` is `stepper.global_carry()`, which all ranks must call."""
+    """Copies of all that changes in a stepper; `carry` is `stepper.state.global_carry()`, which all ranks must call."""
     tensors = {
-        "weights.safetensors": copied(stepper.weights()),
-        "average.safetensors": copied(stepper.averages()),
-        "optimizer.safetensors": copied(stepper.optimizer_tensors()),
+        "weights.safetensors": copied(stepper.state.weights()),
+        "average.safetensors": copied(stepper.state.averages()),
+        "optimizer.safetensors": copied(stepper.state.optimizer_tensors()),
         # Kept in the host's memory, and replaced by the next best, never changed: it needs no copy.
-        "best.safetensors": stepper.best,
+        "best.safetensors": stepper.state.best,
         "carry.safetensors": copied({str(number): part for number, part in enumerate(carry)}),
     }
     return State(tensors, stepper.course.as_dict())
@@ -168,11 +169,11 @@ def load_checkpoint(folder: Path, stepper: Stepper, spec: RunSpec) -> Position:
         tuple(carry[str(number)] for number in range(len(carry))),
     )
     # A checkpoint from before there were these has neither.
-    stepper.best = tensors.get("best.safetensors", {})
+    stepper.state.best = tensors.get("best.safetensors", {})
     stepper.course = Course.from_dict(state.get("course", {}))
     if not keeps_best(spec.training):
-        stepper.best = {}
-    elif not stepper.best:
+        stepper.state.best = {}
+    elif not stepper.state.best:
         # Kept from now on: the objectives before had no weights to go with them.
         stepper.course.best_objective = stepper.course.gained_from = None
         stepper.course.without_gain = 0

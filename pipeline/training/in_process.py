@@ -156,4 +156,4 @@ def train_in_process(
         leave(progress, end.step, spec.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
-    return Trained(end.step, end.seconds, stepper.bundled_weights(), first_step_at, hooks.metrics, warnings)
+    return Trained(end.step, end.seconds, stepper.state.bundled_weights(), first_step_at, hooks.metrics, warnings)

@@ -24,8 +24,9 @@ from pipeline.training.checkpoint import Position
 from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, Watch, note
 from pipeline.training.instruments import Instruments
+from pipeline.training.optimizer import lr_share
 from pipeline.training.rollback import ExplodedError, WayBack
-from pipeline.training.steps import Stepper, lr_share
+from pipeline.training.steps import Stepper
 from pipeline.training.stopping import note_objective, should_stop
 from pipeline.training.wishes import Agreement, Wish
 
@@ -225,7 +226,7 @@ def run_loop(
                 stepper.check_finite({name: total for name, (total, _) in unreported.items()}, step)
                 stepper.course.unreported = unreported
                 with instruments.part("checkpoint"):
-                    with stepper.gathered():
+                    with stepper.state.gathered():
                         hooks.checkpoint(at, stepper)
                     back.keep(step)
                     stepper.course.unreported = {}
@@ -283,7 +284,7 @@ def run_loop(
         if ends or saves or wish:
             began = time.monotonic()
             with instruments.part("checkpoint"):
-                with stepper.gathered():
+                with stepper.state.gathered():
                     hooks.checkpoint(at, stepper)
                 back.keep(step)
             saved_at, saving_seconds = clock.shared, time.monotonic() - began

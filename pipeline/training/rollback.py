@@ -19,7 +19,8 @@ from pipeline.spec import HealthSpec
 from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, note
 from pipeline.training.kinds import KINDS
-from pipeline.training.steps import Stepper, copied
+from pipeline.training.state import copied
+from pipeline.training.steps import Stepper
 
 
 @dataclass(frozen=True)
@@ -36,18 +37,18 @@ class Snapshot:
 
 def take_snapshot(stepper: Stepper) -> Snapshot:
     """What `restore` goes back to, as often as wanted."""
-    carry = None if stepper.carry is None else tuple(part.to("cpu", copy=True) for part in stepper.carry)
-    weights, average = copied(stepper.weights()), copied(stepper.averages())
+    carry = None if stepper.state.carry is None else tuple(part.to("cpu", copy=True) for part in stepper.state.carry)
+    weights, average = copied(stepper.state.weights()), copied(stepper.state.averages())
     return Snapshot(
-        weights, average, copied(stepper.optimizer_tensors()), carry, stepper.best, stepper.course.as_dict()
+        weights, average, copied(stepper.state.optimizer_tensors()), carry, stepper.state.best, stepper.course.as_dict()
     )
 
 
 def restore(stepper: Stepper, snapshot: Snapshot) -> None:
     """Bring `stepper` back to a snapshot of it."""
     stepper.load(snapshot.weights, copied(snapshot.average), copied(snapshot.optimizer_tensors), ())
-    stepper.carry = None if snapshot.carry is None else tuple(part.to(stepper.device) for part in snapshot.carry)
-    stepper.best, stepper.course = snapshot.best, Course.from_dict(copy.deepcopy(snapshot.course))
+    stepper.state.carry = None if snapshot.carry is None else tuple(part.to(stepper.device) for part in snapshot.carry)
+    stepper.state.best, stepper.course = snapshot.best, Course.from_dict(copy.deepcopy(snapshot.course))
 
 
 class ExplodedError(Exception):

@@ -133,7 +133,7 @@ class Session:
         quick = self.spec.model_copy(
             update={"evaluation": self.spec.evaluation.model_copy(update={"max_examples": VALIDATION_EXAMPLES})}
         )
-        with stepper.averaged_weights() as model:
+        with stepper.state.averaged_weights() as model:
             samples, model.importance_samples = model.importance_samples, 1
             try:
                 sums = self._sums(model, quick)

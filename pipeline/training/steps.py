@@ -1,4 +1,4 @@
-"""One training step: every phase of a model, its optimiser, the schedule, clipping and the moving average.
+"""One training step: every phase of a model, in passes, with clipping and the moving average.
 
 Plain PyTorch, in every training worker. All randomness of step s is derived from (seed, s), so that the
 step's number is all that has to be saved of it.
@@ -6,15 +6,12 @@ step's number is all that has to be saved of it.
 
 from __future__ import annotations
 
-import contextlib
 import gc
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from pipeline.data.batches import Batches
@@ -30,41 +27,12 @@ from pipeline.training.guard import Guard, NotFiniteError
 from pipeline.training.health import HealthWarning, note
 from pipeline.training.holding import PhaseModule, make_holding
 from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
+from pipeline.training.optimizer import lr_share, make_optimizer
+from pipeline.training.state import TrainingState
 from pipeline.training.timing import make_timer
 
 NORM_EVERY = 10
 """Steps between two looks at a gradient's norm where it is not clipped (a clipped one is known)."""
-
-
-def make_optimizer(
-    parameters: Mapping[str, nn.Parameter], training: TrainingSpec, lr_scale: float, scales: Mapping[str, float]
-) -> torch.optim.Optimizer:
-    """The optimiser of one phase, a group of parameters (under `scale`) for each of the `scales` of the learning rate.
-    SGD with momentum 0 is plain gradient descent. A parameter without a gradient takes no step and no decay."""
-    groups: dict[float, list[nn.Parameter]] = {}
-    for name, parameter in parameters.items():
-        groups.setdefault(scales[name], []).append(parameter)
-    lr, decay = training.lr * lr_scale, training.weight_decay
-    members = [{"params": group, "lr": lr * scale, "scale": scale} for scale, group in groups.items()]
-    if training.optimizer == "adam":
-        return torch.optim.Adam(members, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
-    if training.optimizer == "adamw":
-        return torch.optim.AdamW(members, lr=lr, betas=training.betas, weight_decay=decay, fused=True)
-    if training.optimizer == "rmsprop":
-        return torch.optim.RMSprop(members, lr=lr, momentum=training.momentum, weight_decay=decay)
-    return torch.optim.SGD(members, lr=lr, momentum=training.momentum, weight_decay=decay)
-
-
-def lr_share(training: TrainingSpec, step: int, progress: float) -> float:
-    """The share of the peak learning rate at a step: linear warm-up, then cosine (Loshchilov and Hutter 2017)
-    over the progress in [0, 1], down to `final_lr_share`; or constant."""
-    share = 1.0
-    if training.schedule == "cosine":
-        floor = training.final_lr_share
-        share = floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * min(progress, 1.0)))
-    if training.warmup_steps:
-        share *= min(1.0, (step + 1) / training.warmup_steps)
-    return share
 
 
 def has_fast_bfloat16(device: torch.device) -> bool:
@@ -75,8 +43,7 @@ def has_fast_bfloat16(device: torch.device) -> bool:
 
 
 class Stepper:
-    """Trains a model by steps; holds all that changes: weights, moving average, optimisers, carried state, the weights
-    of the best validation where they are kept, and the course of the training.
+    """Trains a model by steps; holds all that changes: the `state` of its tensors, and the `course` of the training.
 
     `batch_size` in `training` is global: this rank sees a slice of it. With more than one worker a process
     group must be initialised, and gradients are averaged over it.
@@ -101,7 +68,6 @@ class Stepper:
         )
         self.phases = model.phases()
         self.batches_per_step = sum(phase.repeats for phase in self.phases if phase.needs_data)
-        self.carry: tuple[Tensor, ...] | None = None
         self.members = {phase.name: self._members(phase) for phase in self.phases}
         self.freezing = Freezing(model, training.transfer)
         self.frozen = self.freezing.at(0.0)
@@ -109,12 +75,9 @@ class Stepper:
             phase.name: make_optimizer(self.members[phase.name], training, phase.lr_scale, self.freezing.scales)
             for phase in self.phases
         }
-        self.numbered = {name: self._names(optimizer) for name, optimizer in self.optimizers.items()}
         self.compiled: dict[str, CompiledPhase] = {}
         self.modules = {phase.name: self._wrapped(phase) for phase in self.phases}
-        self.average = self._start_average()
-        self._gathered: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
-        self.best: dict[str, Tensor] = {}
+        self.state = TrainingState(model, training, self.holding, self.optimizers, rank)
         self.course = Course()
         self.timer = make_timer(self.device)
         self.guard = Guard(self.device, alone=world_size == 1, on_device=self.device.type != "cpu")
@@ -125,11 +88,6 @@ class Stepper:
 
     def _members(self, phase: Phase) -> dict[str, nn.Parameter]:
         return {n: p for n, p in self.holding.own.items() if n.startswith(phase.parameters)}
-
-    def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
-        """The parameters' names in the order in which the optimiser numbers them."""
-        names = {parameter: name for name, parameter in self.holding.own.items()}
-        return [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
 
     def _only(self, phase: Phase) -> None:
         """Let only the phase's parameters require gradients, without those that are frozen now."""
@@ -173,12 +131,6 @@ class Stepper:
         message = "; ".join(f"phase '{name}': {failure}" for name, failure in failures.items())
         return [note(self.course, NOT_COMPILED, message, step)]
 
-    def _start_average(self) -> dict[str, Tensor]:
-        if self.training.ema_decay == 0:
-            return {}
-        prefixes = self.model.averaged
-        return {n: p.detach().clone() for n, p in self.holding.own.items() if n.startswith(prefixes)}
-
     def step(self, number: int, batches: Batches, progress: float) -> dict[str, Tensor]:
         """Run every phase of step `number` and return this rank's detached means.
 
@@ -204,7 +156,7 @@ class Stepper:
                     self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))
                     self.guard.take_step(optimizer)
                 if output.carry is not None:
-                    self.carry = output.carry
+                    self.state.carry = output.carry
                 means |= norm
                 means.update(output.means)
         except NotFiniteError as failure:
@@ -236,7 +188,7 @@ class Stepper:
                         self.rank,
                         self.world_size,
                         progress,
-                        self.carry,
+                        self.state.carry,
                         self.device,
                         self.half,
                     ),
@@ -350,82 +302,12 @@ class Stepper:
 
     @torch.no_grad()
     def _update_average(self, number: int) -> None:
-        if not self.average:
+        if not self.state.average:
             return
         # The average of a short history must not be the initialisation (Kingma and Ba 2015, section 3, in effect).
         decay = min(self.training.ema_decay, (1 + number) / (10 + number))
         own = self.holding.own
-        self.guard.average(list(self.average.values()), [own[n] for n in self.average], 1 - decay)
-
-    def averaged_weights(self) -> contextlib.AbstractContextManager[GenerativeModel]:
-        """The model in evaluation mode with the averaged weights (where there are any) in place."""
-        return self.holding.scoring(self.average)
-
-    def keep_as_best(self) -> None:
-        """Keep a copy of the weights for scores, in the host's memory, as those of the best validation."""
-        self.best = copied(self.scoring_weights())
-
-    # --- state ----------------------------------------------------------------------------------------------
-
-    @contextlib.contextmanager
-    def gathered(self) -> Iterator[None]:
-        """While rank 0 alone asks for the state, as for a checkpoint: a collective that has it whole there."""
-        if self.holding.sharded:
-            state = self.weights(), self.averages(), self.optimizer_tensors()
-            self._gathered = state if self.rank == 0 else None
-        try:
-            yield
-        finally:
-            self._gathered = None
-
-    def weights(self) -> dict[str, Tensor]:
-        """All weights and buffers, each whole: a collective where they are in shards, as are the next three."""
-        if self._gathered is not None:
-            return self._gathered[0]
-        own, whole = self.holding.own, self.holding.whole
-        state = self.model.state_dict()
-        return {n: whole(n, own[n].detach()) if n in own else value.detach() for n, value in state.items()}
-
-    def averages(self) -> dict[str, Tensor]:
-        """The moving averages, each whole."""
-        if self._gathered is not None:
-            return self._gathered[1]
-        return {name: self.holding.whole(name, value) for name, value in self.average.items()}
-
-    def scoring_weights(self) -> dict[str, Tensor]:
-        """The weights that scores and samples use: averaged where there is an average."""
-        return {**self.weights(), **self.averages()}
-
-    def bundled_weights(self) -> dict[str, Tensor]:
-        """The weights that a bundle gets: those of the best validation where they are kept, else those for scores."""
-        return self.best or self.scoring_weights()
-
-    def optimizer_tensors(self) -> dict[str, Tensor]:
-        """Every tensor of every optimiser, whole, under `phase/parameter number/name`."""
-        if self._gathered is not None:
-            return self._gathered[2]
-        return {
-            f"{phase}/{number}/{name}": self.holding.whole(self.numbered[phase][number], value)
-            if value.dim()
-            else value
-            for phase, optimizer in self.optimizers.items()
-            for number, state in optimizer.state_dict()["state"].items()
-            for name, value in state.items()
-            if isinstance(value, Tensor)
-        }
-
-    def global_carry(self) -> tuple[Tensor, ...]:
-        """The carried state of all lanes `[batch_size, layers, hidden]`, gathered from all ranks (a collective)."""
-        if self.carry is None:
-            return ()
-        if self.world_size == 1:
-            return self.carry
-        gathered: list[Tensor] = []
-        for part in self.carry:
-            parts = [torch.empty_like(part) for _ in range(self.world_size)]
-            dist.all_gather(parts, part.contiguous())
-            gathered.append(torch.stack(parts, dim=1).flatten(0, 1))  # lane i belongs to rank i % W
-        return tuple(gathered)
+        self.guard.average(list(self.state.average.values()), [own[n] for n in self.state.average], 1 - decay)
 
     def load(
         self,
@@ -436,21 +318,4 @@ class Stepper:
     ) -> None:
         """Take up a saved state, of any number of workers."""
         self.guard.reset()
-        part = self.holding.part
-        self.holding.load(weights)
-        self.average = {name: part(name, average[name]) for name in self.average}
-        for phase, optimizer in self.optimizers.items():
-            state: dict[int, dict[str, Any]] = {}
-            for key, value in optimizer_tensors.items():
-                owner, number, name = key.split("/")
-                if owner == phase:
-                    parameter = self.numbered[phase][int(number)]
-                    state.setdefault(int(number), {})[name] = part(parameter, value) if value.dim() else value
-            optimizer.load_state_dict({**optimizer.state_dict(), "state": state})
-        if carry:
-            self.carry = tuple(part[self.rank :: self.world_size].to(self.device).contiguous() for part in carry)
-
-
-def copied(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Copies in the host's memory."""
-    return {name: value.detach().to("cpu", copy=True) for name, value in tensors.items()}
+        self.state.load(weights, average, optimizer_tensors, carry)

@@ -27,7 +27,7 @@ def note_objective(training: TrainingSpec, stepper: Stepper, step: int, objectiv
     if course.best_objective is None or objective < course.best_objective:
         course.best_objective, course.best_step = objective, step
         if keeps_best(training):
-            stepper.keep_as_best()
+            stepper.state.keep_as_best()
     least = 0.0 if training.early_stopping is None else training.early_stopping.min_delta
     if course.gained_from is None or objective < course.gained_from - least:
         course.gained_from, course.without_gain = objective, 0

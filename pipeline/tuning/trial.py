@@ -105,7 +105,7 @@ class TrialHooks(Unasked):
 
     def _frechet(self) -> float:
         """The Fréchet distance of samples to the validation split, in the space of the spec's extractor."""
-        with self.session.stepper.averaged_weights() as model:
+        with self.session.stepper.state.averaged_weights() as model:
             assert self.session.held_out is not None
             subject = Subject(
                 spec=self.session.spec,

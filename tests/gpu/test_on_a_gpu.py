@@ -112,7 +112,7 @@ def take(session: Session, steps: int) -> list[dict[str, float]]:
 
 
 def weights_of(session: Session) -> dict[str, Tensor]:
-    return {name: value.detach().cpu().clone() for name, value in session.stepper.weights().items()}
+    return {name: value.detach().cpu().clone() for name, value in session.stepper.state.weights().items()}
 
 
 def assert_same(found: dict[str, Tensor], wanted: dict[str, Tensor], **tolerance: float) -> None:

@@ -69,7 +69,7 @@ def undisturbed_weights(spec: RunSpec, prepared: str) -> dict[str, torch.Tensor]
     try:
         session = Session(spec, open_prepared(open_store(spec.storage), prepared))
         session.run(LocalHooks(spec))
-        return session.stepper.scoring_weights()
+        return session.stepper.state.scoring_weights()
     finally:
         torch.set_flush_denormal(False)
         torch.set_num_threads(threads)

@@ -85,7 +85,7 @@ def _vae_with_all_options(modality: str, settings: dict[str, Any]) -> RunSpec:
 
 def save_end(session: Session, path: Path) -> None:
     """Keep the weights that a bundle would get, and the carried state of all lanes; a collective, rank 0 writes."""
-    weights, carry = session.stepper.bundled_weights(), session.stepper.global_carry()
+    weights, carry = session.stepper.state.bundled_weights(), session.stepper.state.global_carry()
     if session.stepper.rank == 0:
         tensors = {**weights, **{f"carry{i}": part for i, part in enumerate(carry)}}
         path.parent.mkdir(exist_ok=True)

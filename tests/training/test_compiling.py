@@ -31,7 +31,7 @@ def _trained(spec: RunSpec, folder: Path | None = None) -> tuple[dict[str, torch
     session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
     hooks = LocalHooks(spec, folder)
     session.run(hooks)
-    return session.stepper.bundled_weights(), hooks.warnings
+    return session.stepper.state.bundled_weights(), hooks.warnings
 
 
 @pytest.fixture(autouse=True)

@@ -55,7 +55,7 @@ def spec_and_set(kind: str, folder: Path, **training: Any) -> tuple[RunSpec, Pre
 def weights_after(spec: RunSpec, prepared: Prepared, folder: Path | None = None, resume: Path | None = None) -> Any:
     session = Session(spec, prepared, resume_from=resume)
     session.run(LocalHooks(spec, folder))
-    return session.stepper.weights()
+    return session.stepper.state.weights()
 
 
 @pytest.mark.parametrize("kind", ["text", "image"])
@@ -118,7 +118,7 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
 
     class Stepper:
         world_size, rank, batches_per_step, device, course = 1, 0, 2, torch.device("cpu"), Course()
-        timer = StepTimer()
+        timer, state = StepTimer(), SimpleNamespace(gathered=contextlib.nullcontext)
 
         def step(self, number: int, batches: Slow, progress: float) -> dict[str, torch.Tensor]:
             batches.batch(2 * number)
@@ -134,9 +134,6 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
 
         def noticed(self, step: int) -> list[object]:
             return []
-
-        def gathered(self) -> contextlib.AbstractContextManager[None]:
-            return contextlib.nullcontext()
 
     class Hooks(Unasked):
         def report(self, at: Position, metrics: dict[str, float]) -> None:

@@ -124,7 +124,7 @@ def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tm
         assert pictures
         assert all(p.is_contiguous(memory_format=torch.channels_last) == last for p in pictures)
         session.run(LocalHooks(spec, tmp_path / str(last)))
-        weights[last] = session.stepper.bundled_weights()
+        weights[last] = session.stepper.state.bundled_weights()
         saved[last] = spec, local_checkpoints(tmp_path / str(last))
     for name, value in weights[False].items():
         torch.testing.assert_close(weights[True][name], value, rtol=0, atol=1e-5)
@@ -137,7 +137,7 @@ def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tm
                 assert all(v.stride() == parameter.stride() for v in state.values() if v is not None and v.dim())
         resumed.run(LocalHooks(spec))
         for name, value in weights[last].items():
-            torch.testing.assert_close(resumed.stepper.bundled_weights()[name], value, rtol=0, atol=1e-5)
+            torch.testing.assert_close(resumed.stepper.state.bundled_weights()[name], value, rtol=0, atol=1e-5)
         assert len(checkpoints) == 2
 
 

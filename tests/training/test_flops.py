@@ -96,8 +96,8 @@ def test_a_training_whose_steps_are_counted_ends_with_the_same_weights(
     monkeypatch.setattr("pipeline.training.instruments.Instruments.validated", lambda *_: {})
     plain = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
     plain.run(LocalHooks(spec))
-    expected = plain.stepper.weights() | plain.stepper.optimizer_tensors()
-    for name, value in (counted.stepper.weights() | counted.stepper.optimizer_tensors()).items():
+    expected = plain.stepper.state.weights() | plain.stepper.state.optimizer_tensors()
+    for name, value in (counted.stepper.state.weights() | counted.stepper.state.optimizer_tensors()).items():
         assert torch.equal(value, expected[name]), name
 
 

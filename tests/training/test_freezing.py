@@ -41,7 +41,7 @@ class Watching(LocalHooks):
         self.seen: dict[int, dict[str, torch.Tensor]] = {}
 
     def report(self, at: Position, metrics: dict[str, float]) -> None:
-        self.seen[at.step] = {name: value.clone() for name, value in self.stepper.weights().items()}
+        self.seen[at.step] = {name: value.clone() for name, value in self.stepper.state.weights().items()}
 
 
 @pytest.mark.parametrize(("family", "modality"), CELLS)
@@ -50,10 +50,10 @@ def test_frozen_parameters_stay_bit_for_bit_and_all_others_learn(family: str, mo
     spec = frozen_spec(family, modality)
     spec = spec.model_copy(update={"training": spec.training.model_copy(update={"optimizer": optimizer})})
     session = session_of(spec)
-    before = {name: value.clone() for name, value in session.stepper.weights().items()}
+    before = {name: value.clone() for name, value in session.stepper.state.weights().items()}
     frozen = session.stepper.frozen
     session.run(LocalHooks(spec))
-    after, average = session.stepper.weights(), session.stepper.average
+    after, average = session.stepper.state.weights(), session.stepper.state.average
     assert frozen and frozen < before.keys()
     assert {name for name, value in before.items() if torch.equal(after[name], value)} == frozen
     assert all(torch.equal(average[name], before[name]) for name in frozen if name in average)
@@ -65,7 +65,7 @@ def test_parameters_train_from_their_share_on(family: str, modality: str) -> Non
     spec = frozen_spec(family, modality, unfreeze={pattern: 0.5})
     spec = spec.model_copy(update={"training": spec.training.model_copy(update={"report_every": 1})})
     session = session_of(spec)
-    before = {name: value.clone() for name, value in session.stepper.weights().items()}
+    before = {name: value.clone() for name, value in session.stepper.state.weights().items()}
     hooks = Watching(spec, session.stepper)
     frozen = session.stepper.frozen
     session.run(hooks)
@@ -101,8 +101,8 @@ def test_a_run_resumed_in_mid_schedule_equals_one_left_alone(
     resumed = session_of(spec, saved)
     assert resumed.start.step == 3
     resumed.run(LocalHooks(spec))
-    for name, value in whole.stepper.scoring_weights().items():
-        assert torch.equal(resumed.stepper.scoring_weights()[name], value), name
+    for name, value in whole.stepper.state.scoring_weights().items():
+        assert torch.equal(resumed.stepper.state.scoring_weights()[name], value), name
 
 
 def test_a_scale_multiplies_what_a_step_moves() -> None:
@@ -113,9 +113,9 @@ def test_a_scale_multiplies_what_a_step_moves() -> None:
             "vae", "image", **plain, transfer={"lr_scales": {"decoder.*": 0.5, "decoder.stem.*": 2 * scale}}
         )
         session = session_of(spec)
-        before = session.stepper.weights()["decoder.stem.weight"].clone()
+        before = session.stepper.state.weights()["decoder.stem.weight"].clone()
         session.run(LocalHooks(spec))
-        moved[scale] = session.stepper.weights()["decoder.stem.weight"] - before
+        moved[scale] = session.stepper.state.weights()["decoder.stem.weight"] - before
     torch.testing.assert_close(moved[0.25], 0.25 * moved[1.0])
 
 

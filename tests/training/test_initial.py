@@ -35,8 +35,9 @@ def test_a_session_begins_with_the_weights_and_so_does_their_average(family: str
     spec, prepared = inheriting_spec(family, modality, ema_decay=0.9)
     weights = other_weights(spec, prepared)
     stepper = Session(spec, prepared, initial_weights=weights).stepper
-    assert all(torch.equal(value, weights[name]) for name, value in stepper.weights().items())
-    assert stepper.average and all(torch.equal(value, weights[name]) for name, value in stepper.average.items())
+    assert all(torch.equal(value, weights[name]) for name, value in stepper.state.weights().items())
+    average = stepper.state.average
+    assert average and all(torch.equal(value, weights[name]) for name, value in average.items())
 
 
 def test_a_checkpoint_goes_before_the_initial_weights(tmp_path: Path) -> None:
@@ -45,8 +46,8 @@ def test_a_checkpoint_goes_before_the_initial_weights(tmp_path: Path) -> None:
     first = Session(spec, prepared, initial_weights=weights)
     first.run(LocalHooks(spec, tmp_path))
     resumed = Session(spec, prepared, resume_from=local_checkpoints(tmp_path)[-1])
-    trained = first.stepper.weights()
-    assert all(torch.equal(value, trained[name]) for name, value in resumed.stepper.weights().items())
+    trained = first.stepper.state.weights()
+    assert all(torch.equal(value, trained[name]) for name, value in resumed.stepper.state.weights().items())
     assert any(not torch.equal(value, weights[name]) for name, value in trained.items())
 
 

@@ -50,17 +50,17 @@ class Tight(Session):
 
 def weights_of(session: Session) -> dict[str, torch.Tensor]:
     session.run(LocalHooks(session.spec))
-    return session.stepper.weights()
+    return session.stepper.state.weights()
 
 
 def test_without_auto_the_failure_names_phase_step_and_what_fits_and_nothing_is_stepped() -> None:
     spec = cell_spec("gan", "image")
     session = Tight(spec, most=3)
-    before = {name: value.clone() for name, value in session.stepper.weights().items()}
+    before = {name: value.clone() for name, value in session.stepper.state.weights().items()}
     with pytest.raises(OutOfMemoryError, match=r"phase 'critic' at step 0 \(rank 0\): 8 examples at once") as failure:
         session.run(LocalHooks(spec))
     assert "2 at once fit: set training.micro_batch to 2, or to auto" in str(failure.value)
-    assert all(torch.equal(value, before[name]) for name, value in session.stepper.weights().items())
+    assert all(torch.equal(value, before[name]) for name, value in session.stepper.state.weights().items())
 
 
 @pytest.mark.parametrize("family", ["rnn", "vae", "gan"])
@@ -76,7 +76,7 @@ def test_auto_trains_the_same_model_with_what_fits(family: str, after: int) -> N
     assert hooks.metrics["train/micro_batch"] == 2
     assert ("out_of_memory" in [warning.kind for warning in hooks.warnings]) == (after > 0)
     for name, value in expected.items():
-        torch.testing.assert_close(session.stepper.weights()[name], value, rtol=0, atol=1e-5)
+        torch.testing.assert_close(session.stepper.state.weights()[name], value, rtol=0, atol=1e-5)
 
 
 def test_where_not_one_example_fits_it_says_so() -> None:
@@ -113,7 +113,7 @@ def test_what_optimizers_will_keep_is_counted_before_they_keep_it(settings: dict
     weights = sum(parameter.nbytes for parameter in session.stepper.model.parameters())
     assert bytes_to_come(optimizers, []) == copies * weights
     session.run(LocalHooks(spec))
-    kept = session.stepper.optimizer_tensors().items()
+    kept = session.stepper.state.optimizer_tensors().items()
     assert sum(value.nbytes for name, value in kept if not name.endswith("step")) == copies * weights
     if copies:
         assert bytes_to_come(optimizers, []) == 0

@@ -66,8 +66,8 @@ def plant(session: Session, rows: list[int], what: str) -> None:
 
 def state_of(session: Session) -> dict[str, Tensor]:
     stepper = session.stepper
-    tensors = {**stepper.weights(), **stepper.optimizer_tensors()}
-    tensors |= {f"average {name}": value for name, value in stepper.average.items()}
+    tensors = {**stepper.state.weights(), **stepper.state.optimizer_tensors()}
+    tensors |= {f"average {name}": value for name, value in stepper.state.average.items()}
     return {name: value.clone() for name, value in tensors.items()}
 
 
@@ -123,7 +123,7 @@ def test_every_optimizer_is_held_back_by_the_device(optimizer: str) -> None:
     plant(session, [int(session.batches.batch(7).index[2])], "gradient")
     message, expected = failed(session)
     assert message.startswith("the gradient of phase 'critic'")
-    for name, value in session.stepper.weights().items():
+    for name, value in session.stepper.state.weights().items():
         assert torch.equal(value, expected[name])
 
 
@@ -153,10 +153,10 @@ def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> 
     device.stepper.guard = Guard(torch.device("cpu"), alone=True, on_device=True)
     for session in (looking, device):
         session.run(LocalHooks(spec))
-    for name, value in looking.stepper.weights().items():
-        assert torch.equal(device.stepper.weights()[name], value)
-    for name, value in looking.stepper.average.items():
-        torch.testing.assert_close(device.stepper.average[name], value)
+    for name, value in looking.stepper.state.weights().items():
+        assert torch.equal(device.stepper.state.weights()[name], value)
+    for name, value in looking.stepper.state.average.items():
+        torch.testing.assert_close(device.stepper.state.average[name], value)
 
 
 def test_a_training_goes_back_from_what_the_device_found() -> None:

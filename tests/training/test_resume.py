@@ -63,8 +63,8 @@ def test_resumed_run_equals_uninterrupted_run_bit_for_bit(case: str, tmp_path: P
     end = resumed.run(LocalHooks(spec))
 
     assert end.step == spec.training.steps
-    expected = whole.stepper.weights() | {f"average {n}": v for n, v in whole.stepper.average.items()}
-    seen = resumed.stepper.weights() | {f"average {n}": v for n, v in resumed.stepper.average.items()}
+    expected = whole.stepper.state.weights() | {f"average {n}": v for n, v in whole.stepper.state.average.items()}
+    seen = resumed.stepper.state.weights() | {f"average {n}": v for n, v in resumed.stepper.state.average.items()}
     for name, value in expected.items():
         assert torch.equal(seen[name], value), f"{name} differs"
 
@@ -78,8 +78,8 @@ def test_every_optimizer_resumes(optimizer: str, tmp_path: Path) -> None:
         _session(spec).run(KilledAfter(spec, tmp_path))
     resumed = _session(spec, local_checkpoints(tmp_path)[0])
     resumed.run(LocalHooks(spec))
-    for name, value in whole.stepper.weights().items():
-        assert torch.equal(resumed.stepper.weights()[name], value)
+    for name, value in whole.stepper.state.weights().items():
+        assert torch.equal(resumed.stepper.state.weights()[name], value)
 
 
 def _saved(tmp_path: Path) -> tuple[RunSpec, Path]:
@@ -142,7 +142,7 @@ def test_loss_that_is_not_finite_names_phase_and_step_and_leaves_the_weights(tmp
     spec = _spec("vae-image")
     session = _session(spec)
     stepper: Stepper = session.stepper
-    before = {name: value.clone() for name, value in stepper.weights().items()}
+    before = {name: value.clone() for name, value in stepper.state.weights().items()}
     original = session.batches.batch
 
     def poisoned(number: int):  # type: ignore[no-untyped-def]
@@ -154,4 +154,4 @@ def test_loss_that_is_not_finite_names_phase_and_step_and_leaves_the_weights(tmp
     with pytest.raises(NonFiniteLossError, match=r"phase 'model' is nan at step 0 \(rank 0\) on rows"):
         session.run(LocalHooks(spec))
     for name, value in before.items():
-        assert torch.equal(stepper.weights()[name], value)
+        assert torch.equal(stepper.state.weights()[name], value)

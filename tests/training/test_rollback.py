@@ -101,7 +101,7 @@ def test_a_run_cut_off_after_it_went_back_ends_as_one_that_was_not(kind: str, ki
 
     assert resumed.stepper.course == whole.stepper.course
     expected, seen = (
-        session.stepper.weights() | {f"average {n}": v for n, v in session.stepper.average.items()}
+        session.stepper.state.weights() | {f"average {n}": v for n, v in session.stepper.state.average.items()}
         for session in (whole, resumed)
     )
     for name, value in expected.items():

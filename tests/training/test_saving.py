@@ -74,8 +74,8 @@ def test_checkpoints_come_by_the_clock_at_reports_and_change_neither_reports_nor
     assert [step for step, seconds in zip(hooks.reported, hooks.seconds, strict=True) if seconds > 0] == [
         hooks.reported[hooks.reported.index(step) + 1] for step in hooks.saved[:-1]
     ]
-    for name, value in plain.stepper.weights().items():
-        assert torch.equal(session.stepper.weights()[name], value)
+    for name, value in plain.stepper.state.weights().items():
+        assert torch.equal(session.stepper.state.weights()[name], value)
 
 
 def test_a_checkpoint_by_steps_puts_off_the_one_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -112,7 +112,7 @@ def test_training_goes_on_while_a_checkpoint_of_then_is_written(held: threading.
             super().report(at, metrics)
             steps.append((at.step, local_checkpoints(tmp_path)))
             if at.step == 3:
-                now.update({name: value.clone() for name, value in session.stepper.weights().items()})
+                now.update({name: value.clone() for name, value in session.stepper.state.weights().items()})
             if at.step == 5:
                 held.set()
 
@@ -124,7 +124,7 @@ def test_training_goes_on_while_a_checkpoint_of_then_is_written(held: threading.
     again = session_of(spec, first)
     assert again.start.step == 3 and read_state(last)["step"] == 6
     for name, value in now.items():
-        assert torch.equal(again.stepper.weights()[name], value), f"{name} is not of step 3"
+        assert torch.equal(again.stepper.state.weights()[name], value), f"{name} is not of step 3"
 
 
 def test_a_second_checkpoint_waits_for_the_first(held: threading.Event, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Hooks(LocalHooks):
 
     def checkpoint(self, at: Position, stepper: Stepper) -> None:
         if self.folder is None and stepper.world_size > 1:
-            stepper.global_carry()
+            stepper.state.global_carry()
         super().checkpoint(at, stepper)
 
 

@@ -98,7 +98,7 @@ def test_weights_of_a_damaged_last_checkpoint_are_not_those_of_the_one_before(tm
     spec = spec_of(report_every=1)
     train(spec, tmp_path)
     shelf = Shelf(open_store(str(tmp_path / "training" / RUN)), 2)
-    assert final_weights(shelf, 6).keys() == session_of(spec).stepper.scoring_weights().keys()
+    assert final_weights(shelf, 6).keys() == session_of(spec).stepper.state.scoring_weights().keys()
     flip(tmp_path / "training" / RUN / "step-00000006")
     with pytest.raises(CheckpointError, match=r"step-00000006.*: its sha256 .* goes on from the checkpoint before"):
         final_weights(shelf, 6)
@@ -145,7 +145,7 @@ def test_the_last_are_kept_and_the_best_is_in_each_of_them(tmp_path: Path) -> No
     class Keeping(LocalHooks):
         def report(self, at: Position, metrics: dict[str, float]) -> None:
             super().report(at, metrics)
-            best[at.step] = {name: value.clone() for name, value in session.stepper.scoring_weights().items()}
+            best[at.step] = {name: value.clone() for name, value in session.stepper.state.scoring_weights().items()}
 
     session.run(Keeping(spec, tmp_path))
     kept = local_checkpoints(tmp_path)

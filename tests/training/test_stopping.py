@@ -59,11 +59,11 @@ def test_a_training_stops_after_its_patience_with_the_weights_of_its_best_valida
     # What is bundled is what a training of as many steps has for scores, bit for bit.
     shorter = session_of(stopping(steps=best, early_stopping=None))
     shorter.run(LocalHooks(spec))
-    bundled = session.stepper.bundled_weights()
-    for name, value in shorter.stepper.scoring_weights().items():
+    bundled = session.stepper.state.bundled_weights()
+    for name, value in shorter.stepper.state.scoring_weights().items():
         assert torch.equal(bundled[name], value)
         assert torch.equal(load_scoring_weights(local_checkpoints(tmp_path)[-1])[name], value)
-    assert any(not torch.equal(bundled[name], value) for name, value in session.stepper.scoring_weights().items())
+    assert any(not torch.equal(bundled[name], value) for name, value in session.stepper.state.scoring_weights().items())
 
 
 @pytest.mark.parametrize("later", [5, 15])
@@ -76,8 +76,8 @@ def test_a_training_cut_off_before_or_at_its_stop_stops_there_too(later: int, tm
     resumed = session_of(spec, local_checkpoints(tmp_path)[-1] if local_checkpoints(tmp_path) else None)
     assert resumed.run(LocalHooks(spec)).step == end.step
     assert resumed.stepper.course == whole.stepper.course
-    for name, value in whole.stepper.bundled_weights().items():
-        assert torch.equal(resumed.stepper.bundled_weights()[name], value)
+    for name, value in whole.stepper.state.bundled_weights().items():
+        assert torch.equal(resumed.stepper.state.bundled_weights()[name], value)
 
 
 def test_a_training_that_stopped_does_nothing_when_resumed(tmp_path: Path) -> None:
@@ -107,7 +107,7 @@ def test_keep_best_trains_to_the_limit_and_bundles_the_best() -> None:
     session, hooks = session_of(spec), Noting(spec)
     assert session.run(hooks).step == 60
     assert session.stepper.course.best_objective == min(hooks.objectives.values()) < hooks.objectives[60]
-    scores, _ = session_with(session, session.stepper.bundled_weights()).validate(session.stepper, 1.0)
+    scores, _ = session_with(session, session.stepper.state.bundled_weights()).validate(session.stepper, 1.0)
     assert scores["nll_nats"] == session.stepper.course.best_objective
 
 
@@ -122,12 +122,12 @@ def test_a_checkpoint_from_before_there_were_courses_is_resumed(tmp_path: Path) 
     (saved / "state.json").write_text(json.dumps(state))
     more = stopping(steps=30)
     assert session_of(more, saved).run(LocalHooks(more)).step > 20
-    assert load_scoring_weights(saved).keys() == session_of(spec).stepper.scoring_weights().keys()
+    assert load_scoring_weights(saved).keys() == session_of(spec).stepper.state.scoring_weights().keys()
 
 
 def session_with(session: Session, weights: dict[str, torch.Tensor]) -> Session:
     session.stepper.model.load_state_dict(weights)
-    session.stepper.average = {name: weights[name].clone() for name in session.stepper.average}
+    session.stepper.state.average = {name: weights[name].clone() for name in session.stepper.state.average}
     return session
 
 
@@ -153,8 +153,8 @@ def test_who_no_longer_asks_for_the_best_gets_the_last_and_who_begins_to_gets_th
     session_of(kept).run(LocalHooks(kept, tmp_path / "kept"))
     session_of(plain).run(LocalHooks(plain, tmp_path / "plain"))
     on_without = session_of(plain, local_checkpoints(tmp_path / "kept")[-1]).stepper
-    assert on_without.best == {}
+    assert on_without.state.best == {}
     begun = session_of(kept, local_checkpoints(tmp_path / "plain")[-1]).stepper
     assert begun.course.best_objective is None
     note_objective(kept.training, begun, 21, 1e9)
-    assert begun.best
+    assert begun.state.best

@@ -66,8 +66,8 @@ def test_a_training_that_is_traced_ends_with_the_same_weights(tmp_path: Path) ->
     traced = _traced(cell_spec("vae", "image", steps=9, profile=True), tmp_path)
     plain = Session(cell_spec("vae", "image", steps=9), prepared_in_memory(traced.spec))  # type: ignore[arg-type]
     plain.run(LocalHooks(plain.spec))
-    for name, value in plain.stepper.weights().items():
-        assert torch.equal(value, traced.stepper.weights()[name])
+    for name, value in plain.stepper.state.weights().items():
+        assert torch.equal(value, traced.stepper.state.weights()[name])
     assert not traced.stepper.timer.tracing
     assert not any(module._forward_hooks for module in traced.stepper.model.modules())
 

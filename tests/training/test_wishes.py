@@ -59,8 +59,8 @@ def session_of(spec: RunSpec, resume_from: Path | None = None, **place: int) -> 
 
 def assert_same(one: Session, other: Session) -> None:
     assert one.stepper.course == other.stepper.course
-    for name, value in one.stepper.scoring_weights().items():
-        assert torch.equal(other.stepper.scoring_weights()[name], value), name
+    for name, value in one.stepper.state.scoring_weights().items():
+        assert torch.equal(other.stepper.state.scoring_weights()[name], value), name
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -132,7 +132,7 @@ def test_a_command_that_sigterm_stopped_leaves_with_143_and_goes_on_when_it_is_g
     whole.run(LocalHooks(spec))
     assert trained.step == 60
     assert [done for stage, done, *_ in said if stage == "train"] == list(range(4, 61, 4))
-    for name, value in whole.stepper.scoring_weights().items():
+    for name, value in whole.stepper.state.scoring_weights().items():
         assert torch.equal(trained.weights[name], value), name
 
 
@@ -165,7 +165,7 @@ def _train_two(rank: int, folder: Path) -> None:
     assert resumed.start.step == end.step
     resumed.run(LocalHooks(spec))
     if rank == 0:
-        weights = {name: value.contiguous() for name, value in resumed.stepper.scoring_weights().items()}
+        weights = {name: value.contiguous() for name, value in resumed.stepper.state.scoring_weights().items()}
         save_file(weights, folder / "two.safetensors")
 
 
@@ -177,5 +177,5 @@ def test_two_workers_end_after_the_same_step_when_one_of_them_is_asked(tmp_path:
     alone = session_of(spec)
     alone.run(LocalHooks(spec))
     two = load_file(tmp_path / "two.safetensors")
-    for name, value in alone.stepper.scoring_weights().items():
+    for name, value in alone.stepper.state.scoring_weights().items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
