@@ -334,7 +334,7 @@ def test_what_does_not_fit_says_what_would(micro_batch: Any) -> None:
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 512 * 2**20) / total)
     try:
         spec = large_spec(micro_batch)
-        session = Session(spec, prepared_in_memory(spec), DEVICE)  # type: ignore[arg-type]
+        session = Session(spec, prepared_in_memory(spec), DEVICE)
         if micro_batch is None:
             with pytest.raises(OutOfMemoryError, match=r"at once fit: set training\.micro_batch to \d+"):
                 session.stepper.step(0, session.batches, 0.0)

@@ -47,7 +47,7 @@ SMALL = [
 def steps_for(seconds: float) -> int:
     """Steps that one worker takes about so long for, here and now: nodes come and go while it trains."""
     spec = load_spec(REPOSITORY / "conf/image_vae.yaml", [*SMALL, "training.steps=100"])
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     start = time.monotonic()
     session.run(LocalHooks(spec))
     return max(200, int(seconds * 100 / (time.monotonic() - start) / 10) * 10)

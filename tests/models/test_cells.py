@@ -16,7 +16,7 @@ from tests.conftest import CELLS, cell_spec, prepared_in_memory
 def test_cell_builds_steps_scores_samples_and_decodes(family: str, modality: str) -> None:
     spec = cell_spec(family, modality)
     prepared = prepared_in_memory(spec)
-    session = Session(spec, prepared)  # type: ignore[arg-type]
+    session = Session(spec, prepared)
     hooks = LocalHooks(spec)
     assert session.run(hooks).step == 6
     assert all(np.isfinite(value) for value in hooks.metrics.values())

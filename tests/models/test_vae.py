@@ -202,7 +202,7 @@ def _steps_of(stepper: Stepper) -> dict[str, int]:
 def test_the_encoder_s_own_steps_move_the_encoder_alone_and_end_with_its_information(modality: str) -> None:
     spec = cell_spec("vae", modality).as_dict()
     spec["model"]["family"]["aggressive_steps"] = 2
-    session = Session(make_spec(spec), prepared_in_memory(make_spec(spec)))  # type: ignore[arg-type]
+    session = Session(make_spec(spec), prepared_in_memory(make_spec(spec)))
     stepper = session.stepper
     model = stepper.model
     assert isinstance(model, VariationalAutoencoder)

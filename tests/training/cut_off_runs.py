@@ -27,7 +27,7 @@ def spec_of(**training: Any) -> RunSpec:
 
 
 def session_of(spec: RunSpec, resume_from: Path | None = None) -> Session:
-    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)
 
 
 def train(spec: RunSpec, storage: Path, warnings: list[str] | None = None) -> Any:
@@ -37,7 +37,7 @@ def train(spec: RunSpec, storage: Path, warnings: list[str] | None = None) -> An
         if stage == WARNING and warnings is not None and "checkpoint_refused" in note:
             warnings.append(note)
 
-    prepared: Any = prepared_in_memory(spec)
+    prepared = prepared_in_memory(spec)
     return train_in_process(spec, prepared, open_store(str(storage)), RUN, None, None, progress)
 
 

@@ -28,7 +28,7 @@ def main(micro_batch: str, megabytes: int) -> None:
         tree = cell_spec("vae", "image", **settings).as_dict()
         tree["model"]["backbone"]["channels"] = [32, 32]
         spec = make_spec(tree)
-        session, hooks = Session(spec, prepared_in_memory(spec)), LocalHooks(spec)  # type: ignore[arg-type]
+        session, hooks = Session(spec, prepared_in_memory(spec)), LocalHooks(spec)
         addresses = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
         resource.setrlimit(resource.RLIMIT_AS, (addresses + megabytes * 2**20, resource.RLIM_INFINITY))
         end = session.run(hooks)

@@ -28,7 +28,7 @@ def _spec(case: str, compile_as: bool | str, **training: Any) -> RunSpec:
 
 
 def _trained(spec: RunSpec, folder: Path | None = None) -> tuple[dict[str, torch.Tensor], list[HealthWarning]]:
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     hooks = LocalHooks(spec, folder)
     session.run(hooks)
     return session.stepper.state.bundled_weights(), hooks.warnings

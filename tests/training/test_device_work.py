@@ -69,7 +69,7 @@ class Reads(TorchDispatchMode):
 @pytest.mark.parametrize("case", CASES)
 def test_a_step_reads_no_number_from_the_device(case: str) -> None:
     spec = spec_of_case(case)
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     session.stepper.guard.on_device = True
     session.stepper.step(0, session.batches, 0.0)  # what is looked at once, after a start or a validation
     with Reads() as reads:
@@ -80,7 +80,7 @@ def test_a_step_reads_no_number_from_the_device(case: str) -> None:
 
 def test_a_planted_read_is_found() -> None:
     spec = spec_of_case("vae-image")
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     with Reads() as reads:
         session.stepper.step(0, session.batches, 0.0)  # the guard looks at the loss and the norm, as it does on a CPU
     assert len(reads.places) == 2
@@ -119,7 +119,7 @@ def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tm
         if backbone == "resnet":
             tree["model"]["backbone"] = {"kind": "resnet", "channels": [8, 16], "kernel": 3, "stride": 2}
         spec = make_spec(tree)
-        session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+        session = Session(spec, prepared_in_memory(spec))
         pictures = [p for p in session.stepper.model.parameters() if p.dim() == 4 and min(p.shape) > 1]
         assert pictures
         assert all(p.is_contiguous(memory_format=torch.channels_last) == last for p in pictures)
@@ -130,7 +130,7 @@ def test_channels_last_changes_the_rounding_alone(family: str, backbone: str, tm
         torch.testing.assert_close(weights[True][name], value, rtol=0, atol=1e-5)
     # A checkpoint of one goes on as the other, and its optimiser's state takes on the order of the weights.
     for last, (spec, checkpoints) in saved.items():
-        resumed = Session(spec, prepared_in_memory(spec), resume_from=saved[not last][1][0])  # type: ignore[arg-type]
+        resumed = Session(spec, prepared_in_memory(spec), resume_from=saved[not last][1][0])
         assert resumed.start.step == 3
         for optimizer in resumed.stepper.optimizers.values():
             for parameter, state in optimizer.state.items():

@@ -17,7 +17,7 @@ from tests.training.test_data import spec_and_set
 
 def ended_at(spec: RunSpec) -> tuple[int, list[list[int]]]:
     """The last step of a training on 40 examples, and the rows of every batch that it read."""
-    session = Session(spec, prepared_in_memory(spec, train=40))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec, train=40))
     rows: list[list[int]] = []
     read = session.batches.batch
 
@@ -47,7 +47,7 @@ def test_every_family_ends_after_its_epochs(family: str, modality: str, epochs: 
 
 def test_an_epoch_of_lanes_is_every_token_once_and_of_windows_every_window() -> None:
     spec = lane_spec(steps=100, epochs=1)
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     tokens = len(session.batches.stream)  # type: ignore[attr-defined]
     assert session.training.steps == -(-tokens // (8 * session.layout.length))
     assert ended_at(spec)[0] == session.training.steps

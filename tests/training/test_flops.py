@@ -85,7 +85,7 @@ def _specs() -> list[RunSpec]:
 def test_a_training_whose_steps_are_counted_ends_with_the_same_weights(
     spec: RunSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    counted = Session(spec, prepared_in_memory(spec))
     hooks = LocalHooks(spec)
     counted.run(hooks)
     assert hooks.metrics["train/model_tflops_per_second"] > 0
@@ -94,7 +94,7 @@ def test_a_training_whose_steps_are_counted_ends_with_the_same_weights(
     monkeypatch.setattr("pipeline.training.instruments.Instruments._counted", lambda self: pytest.fail("counted"))
     monkeypatch.setattr("pipeline.training.instruments.Instruments.metrics", lambda *_: {})
     monkeypatch.setattr("pipeline.training.instruments.Instruments.validated", lambda *_: {})
-    plain = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    plain = Session(spec, prepared_in_memory(spec))
     plain.run(LocalHooks(spec))
     expected = plain.stepper.state.weights() | plain.stepper.state.optimizer_tensors()
     for name, value in (counted.stepper.state.weights() | counted.stepper.state.optimizer_tensors()).items():
@@ -122,7 +122,7 @@ def test_what_is_compiled_runs_as_compiled_while_it_is_counted() -> None:
 
 def test_the_step_that_is_counted_is_not_the_first() -> None:
     spec = cell_spec("vae", "image", steps=6, report_every=2)
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     reports: list[dict[str, float]] = []
     session.run(LocalHooks(spec, on_report=lambda at, metrics: reports.append(metrics)))
     assert ["train/model_tflops_per_second" in metrics for metrics in reports] == [False, True, True, True]

@@ -29,7 +29,7 @@ def frozen_spec(family: str, modality: str, **transfer: Any) -> RunSpec:
 
 
 def session_of(spec: RunSpec, resume_from: Path | None = None) -> Session:
-    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)
 
 
 class Watching(LocalHooks):

@@ -20,7 +20,7 @@ from tests.conftest import CELLS, cell_spec, prepared_in_memory
 
 def inheriting_spec(family: str, modality: str, **training: object) -> tuple[RunSpec, Prepared]:
     spec = cell_spec(family, modality, init_from="models:/other/1", **training)
-    return spec, prepared_in_memory(spec)  # type: ignore[return-value]
+    return spec, prepared_in_memory(spec)
 
 
 def other_weights(spec: RunSpec, prepared: Prepared) -> dict[str, torch.Tensor]:

@@ -30,7 +30,7 @@ class Tight(Session):
     """A session on a machine on which a pass of more than `most` examples fails, from step `after` on."""
 
     def __init__(self, spec: RunSpec, most: int, after: int = 0) -> None:
-        super().__init__(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+        super().__init__(spec, prepared_in_memory(spec))
         self.passes: list[int] = []
         model, step = self.stepper.model, self.stepper.step
         forward, now = model.forward, [0]
@@ -108,7 +108,7 @@ def test_other_failures_are_not_taken_for_a_want_of_memory() -> None:
 )
 def test_what_optimizers_will_keep_is_counted_before_they_keep_it(settings: dict[str, Any], copies: int) -> None:
     spec = cell_spec("vae", "image", **settings)
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     optimizers = session.stepper.optimizers.values()
     weights = sum(parameter.nbytes for parameter in session.stepper.model.parameters())
     assert bytes_to_come(optimizers, []) == copies * weights

@@ -91,7 +91,7 @@ def failed(session: Session) -> tuple[str, dict[str, Tensor]]:
 @pytest.mark.parametrize("by", ["looking", "device", "parts"])
 def test_the_row_is_named_and_the_weights_are_those_of_the_step_before(case: str, what: str, by: str) -> None:
     spec = spec_of(case, micro_batch=3 if by == "parts" else None)
-    session = Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec, train=400))
     stepper = session.stepper
     if by == "device":
         # As on a GPU, where nothing looks at a loss before the next report, which comes five steps later.
@@ -118,7 +118,7 @@ def test_the_row_is_named_and_the_weights_are_those_of_the_step_before(case: str
 @pytest.mark.parametrize("optimizer", ["rmsprop", "sgd", "adamw"])
 def test_every_optimizer_is_held_back_by_the_device(optimizer: str) -> None:
     spec = spec_of("gan-image", optimizer=optimizer, momentum=0.9, clip_norm=1.0)
-    session = Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec, train=400))
     session.stepper.guard = Guard(torch.device("cpu"), alone=True, on_device=True)
     plant(session, [int(session.batches.batch(7).index[2])], "gradient")
     message, expected = failed(session)
@@ -131,7 +131,7 @@ def test_a_bad_number_that_a_layer_saturates_on_is_found_though_loss_and_biases_
     spec = spec_of("vae-image").as_dict()
     spec["model"]["backbone"] = {"kind": "mlp", "hidden": [8], "activation": "tanh"}
     spec["model"]["family"]["binarise"] = "threshold"
-    session = Session(made := make_spec(spec), prepared_in_memory(made, train=400))  # type: ignore[arg-type]
+    session = Session(made := make_spec(spec), prepared_in_memory(made, train=400))
     read, row = session.batches.batch, int(session.batches.batch(BAD_STEP).index[2])
     observe = session.stepper.model.observe  # type: ignore[operator]
 
@@ -149,7 +149,7 @@ def test_a_bad_number_that_a_layer_saturates_on_is_found_though_loss_and_biases_
 
 def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> None:
     spec = spec_of("gan-image", clip_norm=1.0)
-    looking, device = (Session(spec, prepared_in_memory(spec)) for _ in range(2))  # type: ignore[arg-type]
+    looking, device = (Session(spec, prepared_in_memory(spec)) for _ in range(2))
     device.stepper.guard = Guard(torch.device("cpu"), alone=True, on_device=True)
     for session in (looking, device):
         session.run(LocalHooks(spec))
@@ -161,7 +161,7 @@ def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> 
 
 def test_a_training_goes_back_from_what_the_device_found() -> None:
     spec = spec_of("vae-image", health={"rollback": True, "max_rollbacks": 2}, report_every=2, checkpoint_every=2)
-    session, hooks = Session(spec, prepared_in_memory(spec, train=400)), LocalHooks(spec)  # type: ignore[arg-type]
+    session, hooks = Session(spec, prepared_in_memory(spec, train=400)), LocalHooks(spec)
     session.stepper.guard = Guard(torch.device("cpu"), alone=True, on_device=True)
     forward = session.stepper.model.forward
 
@@ -180,12 +180,12 @@ def test_a_training_goes_back_from_what_the_device_found() -> None:
 
 def test_several_rows_are_named_and_those_that_fail_only_together_are_not_blamed() -> None:
     spec = spec_of("vae-image")
-    session = Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec, train=400))
     rows = session.batches.batch(BAD_STEP).index.tolist()
     plant(session, [rows[1], rows[6]], "loss")
     assert f"on rows [{rows[1]}, {rows[6]}] of the training split" in failed(session)[0]
 
-    together = Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+    together = Session(spec, prepared_in_memory(spec, train=400))
     forward = together.stepper.model.forward
 
     def only_whole(batch: Batch, phase: str, context: Any) -> Any:
@@ -216,8 +216,8 @@ def _one_of_two(rank: int, folder: Path) -> None:
     said = []
     for what in ("loss", "gradient"):
         spec = spec_of("gan-image")
-        session = Session(spec, prepared_in_memory(spec, train=400), rank=rank, world_size=2)  # type: ignore[arg-type]
-        whole = Session(spec, prepared_in_memory(spec, train=400))  # type: ignore[arg-type]
+        session = Session(spec, prepared_in_memory(spec, train=400), rank=rank, world_size=2)
+        whole = Session(spec, prepared_in_memory(spec, train=400))
         row = int(whole.batches.batch(7).index[5])  # the fifth of a batch is the second rank's
         plant(session, [row], what)
         message, expected = failed(session)

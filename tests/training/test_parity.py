@@ -20,7 +20,7 @@ def _train(case: str, rank: int, world_size: int, folder: Path) -> None:
     torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
     try:
         spec = spec_of(case)
-        session = Session(spec, prepared_in_memory(spec), rank=rank, world_size=world_size)  # type: ignore[arg-type]
+        session = Session(spec, prepared_in_memory(spec), rank=rank, world_size=world_size)
         end = session.run(LocalHooks(spec))
     finally:
         torch.set_default_dtype(torch.float32)

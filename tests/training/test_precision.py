@@ -15,7 +15,7 @@ def test_bfloat16_changes_the_loss_little_and_no_state(family: str, modality: st
     losses = {}
     for precision in ("float32", "bfloat16"):
         spec = cell_spec(family, modality, steps=1, precision=precision, clip_norm=1.0)
-        session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+        session = Session(spec, prepared_in_memory(spec))
         hooks = LocalHooks(spec)
         session.run(hooks)
         states = [*session.stepper.model.parameters()]

@@ -46,7 +46,7 @@ def _spec(case: str, **training: object) -> RunSpec:
 
 
 def _session(spec: RunSpec, resume_from: Path | None = None) -> Session:
-    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -30,7 +30,7 @@ class PoisonedAt(Session):
     it."""
 
     def __init__(self, spec: RunSpec, at: int, resume_from: Path | None = None, factor: float = 1e6) -> None:
-        super().__init__(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+        super().__init__(spec, prepared_in_memory(spec), resume_from=resume_from)
         stepper, step = self.stepper, self.stepper.step
 
         def poisoned(number: int, batches: Any, progress: float) -> Any:
@@ -129,7 +129,7 @@ def test_the_way_back_is_gone_with_a_smaller_rate_and_the_same_batches() -> None
 
 def test_when_rollbacks_are_used_up_the_failure_says_how_often_it_went_back() -> None:
     spec = rolling(health=ROLLBACK | {"max_rollbacks": 2})
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     original = session.batches.batch
 
     def poisoned(number: int) -> Any:
@@ -158,7 +158,7 @@ def test_what_is_not_to_be_rolled_back_is_only_named() -> None:
 
 def test_a_training_that_went_back_to_its_beginning_when_its_time_was_up_is_no_model() -> None:
     spec = rolling(steps=10_000, max_seconds=0.2)
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
 
     def late_and_broken(*_: Any) -> Any:
         time.sleep(0.3)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -51,7 +50,7 @@ def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Pat
     least, sharding.LEAST_PARAMETERS = sharding.LEAST_PARAMETERS, 0 if IN_BLOCKS in case else 10**9
     try:
         spec = _spec(case, "fsdp" if world_size > 1 else "none")
-        prepared: Any = prepared_in_memory(spec)
+        prepared = prepared_in_memory(spec)
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
         hooks = Hooks(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
         session.run(hooks)

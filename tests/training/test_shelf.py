@@ -181,7 +181,7 @@ def bucket() -> Store:
 
 def test_an_object_store_keeps_checkpoints_as_a_folder_does(bucket: Store) -> None:
     spec = spec_of(report_every=1)
-    prepared: Any = prepared_in_memory(spec)
+    prepared = prepared_in_memory(spec)
     train_in_process(spec, prepared, bucket, RUN, None, None, silent)
     shelf = Shelf(bucket.child("training", RUN), 2)
     assert shelf.steps() == [4, 6]
@@ -193,7 +193,7 @@ def test_an_object_store_keeps_checkpoints_as_a_folder_does(bucket: Store) -> No
 
 def test_an_upload_that_was_cut_off_is_no_checkpoint_and_a_lost_state_is_damage(bucket: Store) -> None:
     spec = spec_of(report_every=1)
-    prepared: Any = prepared_in_memory(spec)
+    prepared = prepared_in_memory(spec)
     whole = train_in_process(spec, prepared, bucket, RUN, None, None, silent)
     run = bucket.child("training", RUN)
     for name in ("state.json", "weights.safetensors"):
@@ -225,6 +225,6 @@ def test_an_upload_that_fails_once_is_tried_again(bucket: Store, monkeypatch: py
     monkeypatch.setattr(shelves, "_upload", failing)
     monkeypatch.setattr(shelves, "PAUSE_SECONDS", 0.0)
     spec = spec_of(report_every=1)
-    prepared: Any = prepared_in_memory(spec)
+    prepared = prepared_in_memory(spec)
     assert train_in_process(spec, prepared, bucket, RUN, None, None, silent).step == 6
     assert Shelf(bucket.child("training", RUN), 2).steps() == [4, 6]

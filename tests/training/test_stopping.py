@@ -47,7 +47,7 @@ def stopping(**changes: Any) -> RunSpec:
 
 
 def session_of(spec: RunSpec, resume_from: Path | None = None) -> Session:
-    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+    return Session(spec, prepared_in_memory(spec), resume_from=resume_from)
 
 
 def test_a_training_stops_after_its_patience_with_the_weights_of_its_best_validation(tmp_path: Path) -> None:
@@ -134,7 +134,7 @@ def session_with(session: Session, weights: dict[str, torch.Tensor]) -> Session:
 def test_without_held_out_rows_or_an_objective_it_is_refused() -> None:
     spec = stopping()
     with pytest.raises(PreparedDataError, match=r"early_stopping .* the validation split is empty"):
-        Session(spec, prepared_in_memory(spec, validation=0))  # type: ignore[arg-type]
+        Session(spec, prepared_in_memory(spec, validation=0))
     with pytest.raises(SpecError, match=r"early_stopping: .*'gan' is its critic's"):
         cell_spec("gan", "image", early_stopping={"patience": 3})
 

@@ -127,7 +127,7 @@ def test_the_parts_add_up_to_the_time_between_reports(family: str, monkeypatch: 
         def checkpoint(self, at: object, stepper: object) -> None:
             clock.now += 2.0
 
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     began = clock.now
     session.run(Hooks(spec))
     # What is in none of them is the next report's: bringing the metrics of this very one together.

@@ -20,7 +20,7 @@ from tests.conftest import cell_spec, prepared_in_memory
 
 
 def _traced(spec: RunSpec, out: Path, resume_from: Path | None = None, folder: Path | None = None) -> Session:
-    session = Session(spec, prepared_in_memory(spec), resume_from=resume_from)  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec), resume_from=resume_from)
     session.run(LocalHooks(spec, folder, on_trace=lambda traced: shutil.copytree(traced, out, dirs_exist_ok=True)))
     return session
 
@@ -64,7 +64,7 @@ def test_a_trace_has_the_parts_of_each_phase_within_its_steps_and_operators_with
 
 def test_a_training_that_is_traced_ends_with_the_same_weights(tmp_path: Path) -> None:
     traced = _traced(cell_spec("vae", "image", steps=9, profile=True), tmp_path)
-    plain = Session(cell_spec("vae", "image", steps=9), prepared_in_memory(traced.spec))  # type: ignore[arg-type]
+    plain = Session(cell_spec("vae", "image", steps=9), prepared_in_memory(traced.spec))
     plain.run(LocalHooks(plain.spec))
     for name, value in plain.stepper.state.weights().items():
         assert torch.equal(value, traced.stepper.state.weights()[name])
@@ -95,7 +95,7 @@ def test_a_resumed_run_is_traced_again_and_may_begin_to_be(tmp_path: Path) -> No
 
 def test_a_training_that_fails_ends_its_trace(tmp_path: Path) -> None:
     spec = cell_spec("vae", "image", steps=9, profile={"wait": 0, "steps": 5})
-    session = Session(spec, prepared_in_memory(spec))  # type: ignore[arg-type]
+    session = Session(spec, prepared_in_memory(spec))
     original = session.batches.batch
 
     def failing(number: int) -> Any:
