@@ -40,6 +40,7 @@ from torch.utils.flop_counter import flop_registry
 
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import Prepared, SplitArrays
+from pipeline.errors import OutOfMemoryError
 from pipeline.spec import CharactersCodecSpec, ImageCodecSpec, RecurrentBackboneSpec, RunSpec, make_spec
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
@@ -241,7 +242,7 @@ def batches_that_fill(family: str, machine: Machine) -> int:
             rate = size * machine.rate(
                 Training(spec_of(family, size, machine.smoke, precision="bfloat16"), machine).step
             )
-        except torch.OutOfMemoryError:
+        except OutOfMemoryError:
             return fills
         if machine.smoke:
             return size
