@@ -10,7 +10,7 @@ import pytest
 from jobs.__main__ import app
 from pipeline.spec import load_spec
 
-CONFS = sorted([*Path("conf").glob("*.yaml"), *Path("conf/benchmarks").glob("*.yaml")])
+CONFS = sorted([*Path("conf").glob("*.yaml"), *Path("conf/benchmarks").rglob("*.yaml")])
 PAGES = [Path("README.md"), *sorted(Path("docs").glob("*.md"))]
 
 

@@ -10,7 +10,7 @@ from pipeline.errors import SpecError
 from pipeline.reading import apply_overrides, flatten
 from pipeline.spec import RunSpec, json_schema, load_spec, make_spec
 
-CONFS = sorted(Path("conf").glob("*.yaml")) + sorted(Path("conf/benchmarks").glob("*.yaml"))
+CONFS = sorted(Path("conf").glob("*.yaml")) + sorted(Path("conf/benchmarks").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("conf", CONFS, ids=str)

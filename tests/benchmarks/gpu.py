@@ -24,8 +24,8 @@ TFLOP/s in bfloat16, 360 in TF32, 52 in float32; bandwidth 2,985 GB/s), in bfloa
     gan  batch 2,048   25,740 and 28,721              0.44 and 0.49       0.64 and 0.72
     rnn  batch 1,024   14,054 and 13,946 (graphs)     0.53 and 0.53       0.58 and 0.58, over_cudnn 1.055 and 1.064
 
-Which bound binds: a step of the vae is 6.28 GFLOP an example, 9.2 us at the ceiling; its roofline is 13.4 us, so that two
-thirds of it are products and one third the bytes of what stands between them (activations, casts, biases), which
+Which bound binds: a step of the vae is 6.28 GFLOP an example, 9.1 us at the ceiling; its roofline is 13.3 us, so that
+two thirds of it are products and one third the bytes of what stands between them (activations, casts, biases), which
 compiling fuses. With the transposed convolutions that cuDNN has, the shares were 0.2 (vae) and 0.27 (gan).
 """
 
