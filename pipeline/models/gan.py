@@ -21,6 +21,9 @@ from pipeline.models.generator import Generator
 from pipeline.models.signs import overfit_share, variety, win_share
 from pipeline.spec import ConditionSpec, GanSpec, RecurrentBackboneSpec
 
+CRITICS_LEAD = 0.1
+"""The share of a generator's pretraining, its last, in which the critic learns already."""
+
 
 class GenerativeAdversarialNetwork(GenerativeModel):
     """A generator from noise `[B, Z]` to examples and a critic from examples to a score `[B]`."""
@@ -45,12 +48,22 @@ class GenerativeAdversarialNetwork(GenerativeModel):
         self.differentiates_within = family.gradient_penalty > 0 or family.real_gradient_penalty > 0
 
     def phases(self) -> tuple[Phase, ...]:
-        family = self.family
+        family, begins = self.family, self.family.pretraining
         return (
+            *([] if begins is None else [Phase("likelihood", ("generator.",), lr_scale=begins.lr_scale)]),
             Phase("critic", ("critic.",), repeats=family.critic_steps, lr_scale=family.critic_lr_scale),
             # Of prompts the layout knows the commonest alone: a generator that is asked for one learns from a batch's.
             Phase("generator", ("generator.",), needs_data="prompt" in self.condition.on),
         )
+
+    def takes(self, phase: str, progress: float) -> bool:
+        """A generator that is pretrained learns from its likelihood first, and the critic from the end of that on."""
+        if self.family.pretraining is None:
+            return True
+        share = self.family.pretraining.share
+        if phase == "likelihood":
+            return progress < share
+        return progress >= (share if phase == "generator" else (1 - CRITICS_LEAD) * share)
 
     def objective(self) -> str:
         return "wasserstein"
@@ -65,6 +78,9 @@ class GenerativeAdversarialNetwork(GenerativeModel):
             return Output(loss, {"generator_loss": loss.detach()})
         assert batch is not None
         asked = self._hidden(Asked(batch.label, batch.prompt), noise)
+        if phase == "likelihood":
+            loss = self.generator.nats(batch.x, z, asked).mean()
+            return Output(loss, {"nats_per_token": loss.detach()})
         with torch.no_grad():
             fake = self.generator(z, asked, noise, context.progress)
         # One pass for both, so that both are changed by one policy.

@@ -57,6 +57,15 @@ class Generator(nn.Module):
         low, high = self.layout.low, self.layout.high
         return low + (high - low) * 0.5 * (1 + full_precision(self.network(z)).tanh())
 
+    def nats(self, x: Tensor, z: Tensor, asked: Asked | None) -> Tensor:
+        """What a recurrent generator gives up for each token of texts `x` `[B, T]`, in nats `[B, T]`, when it has read
+        those before; padding counts, since it writes it as well."""
+        assert isinstance(self.network, Writer), "the spec asks for one"
+        if self.conditioner is not None:
+            assert asked is not None
+            z = torch.cat([z, self.conditioner(asked)], dim=1)
+        return F.cross_entropy(full_precision(self.network.read(x, z)), x, reduction="none")
+
     def _one_hots(self, logits: Tensor, noise: Noise | None, progress: float) -> Tensor:
         """Of logits `[B, V, T]`, what the critic sees of them."""
         if self.gumbel is None:
@@ -87,6 +96,14 @@ class Writer(nn.Module):
             token = one_hots(self.head(hidden).transpose(1, 2)).squeeze(2)
             written.append(token)
         return torch.stack(written, dim=2)
+
+    def read(self, x: Tensor, z: Tensor) -> Tensor:
+        """Logits `[B, V, T]` of each token of `x` `[B, T]` after those before it."""
+        before = F.embedding(x[:, :-1], self.embedding.weight.T)
+        embedded = F.pad(before, (0, 0, 1, 0))  # nothing stands before the first
+        hidden, _ = self.recurrent(torch.cat([embedded, z.unsqueeze(1).expand(-1, x.shape[1], -1)], dim=2))
+        logits: Tensor = self.head(hidden)
+        return logits.transpose(1, 2)
 
 
 def temperature_of(gumbel: GumbelSpec, progress: float) -> float:

@@ -166,5 +166,10 @@ def _misfits_of_gan(family: GanSpec, codec: Any, backbone: Any, tokens: bool) ->
             f"model.family.phase_shuffle {family.phase_shuffle}: only for data.codec.kind 'waveform' under a conv or "
             "resnet backbone; set it to 0"
         )
+    if family.pretraining is not None and not (tokens and backbone.kind == "recurrent"):
+        yield (
+            "model.family.pretraining: only a generator that writes one token after the other can begin as a language "
+            "model; set model.backbone.kind: recurrent over tokens, or leave pretraining out"
+        )
     if family.gumbel is not None and not tokens:
         yield f"model.family.gumbel: data.codec.kind {codec.kind!r} has no tokens to draw; leave it out"

@@ -186,6 +186,16 @@ class GumbelSpec(Strict):
     straight_through: bool = True
 
 
+class PretrainingSpec(Strict):
+    """A generator of text that begins as a language model: for the first `share` of the training it learns the next
+    token of real texts by maximum likelihood, at `lr_scale` times the learning rate, and only then from the critic (Yu
+    et al. 2017, section 3; Nie et al. 2019). The critic begins a tenth of that time earlier, on what it writes by then.
+    """
+
+    share: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    lr_scale: Rate = 10.0
+
+
 class GanSpec(Strict):
     """A generative adversarial network: a generator and a critic, each a phase.
 
@@ -197,7 +207,8 @@ class GanSpec(Strict):
     `translation` and `cutout` for pictures, `shift`, `gain` and `time_mask` for sound. `phase_shuffle` moves the
     critic's activations of a waveform by up to that many samples a level (Donahue et al. 2019). A generator of tokens
     gives soft one-hots or, with `gumbel`, samples; under a recurrent backbone it writes them one after the other, each
-    fed back (Press et al. 2017), and the critic needs a `critic_backbone` of its own.
+    fed back (Press et al. 2017), and the critic needs a `critic_backbone` of its own; there `pretraining` lets it begin
+    as a language model. Without, no text is ever shown to it.
     """
 
     kind: Literal["gan"]
@@ -211,6 +222,7 @@ class GanSpec(Strict):
     augment: tuple[Literal["colour", "translation", "cutout", "shift", "gain", "time_mask"], ...] = ()
     phase_shuffle: Annotated[int, Field(ge=0)] = 0
     gumbel: GumbelSpec | None = None
+    pretraining: PretrainingSpec | None = None
     critic_backbone: SignalBackboneSpec | None = None
 
 

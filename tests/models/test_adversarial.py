@@ -18,7 +18,7 @@ from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, mak
 from pipeline.models.conditioning import Asked
 from pipeline.models.critic import Critic, shuffle_phase
 from pipeline.models.gan import GenerativeAdversarialNetwork
-from pipeline.models.generator import Writer, gumbel_softmax, temperature_of
+from pipeline.models.generator import Generator, Writer, gumbel_softmax, temperature_of
 from pipeline.models.spectral import largest_singular_value, normalise_spectra
 from pipeline.spec import (
     ConditionSpec,
@@ -28,8 +28,10 @@ from pipeline.spec import (
     MlpBackboneSpec,
     RecurrentBackboneSpec,
     ResnetBackboneSpec,
+    make_spec,
 )
-from tests.conftest import cell_spec
+from pipeline.training.session import Session
+from tests.conftest import cell_spec, prepared_in_memory
 
 PICTURES = Layout("image", "signal", (1, 8, 8), "uint8", "bernoulli", labels=("cat", "dog"), label_counts=(3, 1))
 WAVES = Layout("audio", "signal", (1, 64), "int16", "gaussian", low=-1.0)
@@ -247,6 +249,27 @@ def test_a_writer_sees_what_the_critic_sees_of_every_token_before() -> None:
     assert other.argmax(1).tolist() == [[0, 0, 1, 0, 0, 0]]
 
 
+def test_what_a_generator_reads_are_the_logits_that_it_writes_from() -> None:
+    torch.manual_seed(0)
+    layout = Layout("text", "tokens", (6,), "uint8", "categorical", vocabulary=4)
+    backbone = RecurrentBackboneSpec(kind="recurrent", cell="gru", hidden_size=8, embedding_size=4)
+    family = GanSpec(kind="gan", latent_size=2, gumbel=GumbelSpec())
+    generator = Generator((4, 6), layout, family, backbone, ConditionSpec())
+    assert isinstance(generator.network, Writer)
+    x, z = torch.randint(4, (3, 6)), torch.randn(3, 2)
+    seen: list[Tensor] = []
+
+    def one_hots(logits: Tensor) -> Tensor:
+        seen.append(logits)
+        return nn.functional.one_hot(x[:, len(seen) - 1], 4).unsqueeze(2).float()
+
+    generator.network(z, one_hots)
+    written = torch.cat(seen, dim=2)
+    torch.testing.assert_close(generator.network.read(x, z), written)
+    known = -written.log_softmax(1).gather(1, x.unsqueeze(1)).squeeze(1)
+    torch.testing.assert_close(generator.nats(x, z, None), known)
+
+
 # --- the family -----------------------------------------------------------------------------------------------------
 
 
@@ -307,3 +330,27 @@ def test_a_generator_that_is_asked_for_prompts_learns_from_those_of_a_batch() ->
     assert asked is not None and asked.prompt is not None
     assert asked.prompt.equal(prompt)
     assert torch.isfinite(model(batch, "generator", StepContext(Noise(make_generator(0, "noise")), 4)).loss)
+
+
+def test_a_generator_is_a_language_model_first_and_the_critic_begins_shortly_before_it_learns_from_it() -> None:
+    spec = cell_spec("gan", "text", steps=100).as_dict()
+    spec["model"]["backbone"] = {"kind": "recurrent", "cell": "gru", "hidden_size": 8, "embedding_size": 4}
+    critic = {"kind": "conv", "channels": [8], "kernel": 3}
+    pretraining = {"share": 0.5, "lr_scale": 20}
+    spec["model"]["family"] |= {"gumbel": {}, "critic_backbone": critic, "pretraining": pretraining, "critic_steps": 1}
+    made = make_spec(spec)
+    session = Session(made, prepared_in_memory(made))
+    model = session.stepper.model
+    taken = {p: [phase.name for phase in model.phases() if model.takes(phase.name, p)] for p in (0.0, 0.46, 0.5, 1.0)}
+    assert taken == {
+        0.0: ["likelihood"],
+        0.46: ["likelihood", "critic"],
+        0.5: ["critic", "generator"],
+        1.0: ["critic", "generator"],
+    }
+    nats = [float(session.stepper.step(step, session.batches, 0.0)["nats_per_token"]) for step in range(60)]
+    assert sum(nats[-5:]) < 0.9 * sum(nats[:5])
+    before = {name: value.clone() for name, value in session.stepper.state.weights().items()}
+    session.stepper.step(60, session.batches, 0.7)
+    after = session.stepper.state.weights()
+    assert {name.split(".")[0] for name in before if not before[name].equal(after[name])} == {"critic", "generator"}
