@@ -181,6 +181,7 @@ def test_dry_run_says_what_would_be_done_and_does_nothing(trained: dict[str, Any
     assert sorted(storage.rglob("*")) == before
 
 
+@pytest.mark.slow  # of the quick tests, `tests/chaos` kills a driver as well
 def test_killed_run_goes_on_under_the_same_id_and_ends_with_the_same_weights(
     trained: dict[str, Any], storage: Path
 ) -> None:
