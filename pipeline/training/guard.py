@@ -33,14 +33,13 @@ class Undo:
     """The weights and states of some optimisers as they were before a step, to go back to within it."""
 
     def __init__(self) -> None:
-        self.kept: list[dict[tuple[int, str], Tensor]] = []
+        # By optimiser: which of them step twice, and so are kept, may change in the course of a training.
+        self.kept: dict[Optimizer, dict[tuple[int, str], Tensor]] = {}
 
     def keep(self, optimizers: Sequence[Optimizer], bad: Tensor | None = None) -> None:
         """Remember what is now or, where the device says `bad`, what was remembered."""
-        now = [_tensors(optimizer) for optimizer in optimizers]
-        if len(now) != len(self.kept):
-            self.kept = [{} for _ in now]
-        for kept, values in zip(self.kept, now, strict=True):
+        for optimizer in optimizers:
+            kept, values = self.kept.setdefault(optimizer, {}), _tensors(optimizer)
             for key in kept.keys() - values.keys():
                 del kept[key]
             known = [key for key in values if key in kept]
@@ -58,8 +57,8 @@ class Undo:
     @torch.no_grad()
     def restore(self, optimizers: Sequence[Optimizer]) -> None:
         """Bring the optimisers that were given to `keep` back to then."""
-        for optimizer, kept in zip(optimizers, self.kept, strict=True):
-            now = _tensors(optimizer)
+        for optimizer in optimizers:
+            kept, now = self.kept[optimizer], _tensors(optimizer)
             for key, value in kept.items():
                 now[key].copy_(value)
             places = _parameters(optimizer)
