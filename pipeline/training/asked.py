@@ -136,8 +136,9 @@ class Asked:
         until = max(time.time(), self.deadline or 0.0) + HOLD_SECONDS
         word = self.word  # NONE where a notice or a signal is the cause
         _wait(lambda: self.word is not word, until)
-        # The workers were not ended: what was to take the node away is over.
+        # The workers were not ended: what was to take the node away is over, and they stand still no longer.
         self.saved_for, self.deadline = self.notice, None
+        withdraw(self.run_key)
 
     def close(self) -> None:
         SIGTERM.heeded = False

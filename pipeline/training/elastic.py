@@ -35,7 +35,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         self.asked_at: float | None = None
 
     def on_controller_start_worker_group(self, *, scaling_config: ScalingConfig, num_workers: int) -> None:
-        """The workers that stood still are ended, and new ones shall not."""
+        """The workers that stood still, for whatever cause, are ended, and new ones shall not."""
         self._forget()
 
     def make_decision_for_running_worker_group(
@@ -44,6 +44,7 @@ class ElasticPolicy(ElasticScalingPolicy):
         if self.asked_at is None:
             decision = super().make_decision_for_running_worker_group(worker_group_state, worker_group_status)
             if not isinstance(decision, NoopDecision):
+                withdraw(self.run_key)  # a step of another cause, a signal or a notice, is no answer
                 ask(self.run_key, Wish.HOLD)
                 self.asked_at = time.monotonic()
             return NoopDecision()
@@ -60,9 +61,8 @@ class ElasticPolicy(ElasticScalingPolicy):
         return NoopDecision()
 
     def _forget(self) -> None:
-        if self.asked_at is not None:
-            withdraw(self.run_key, Wish.HOLD)
-            self.asked_at = None
+        withdraw(self.run_key, Wish.HOLD)
+        self.asked_at = None
 
     def _get_reserved_resources(self) -> Any:
         """Of the cluster as it is now, which the coordinator otherwise looks at every 20 s."""

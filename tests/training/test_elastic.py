@@ -13,21 +13,21 @@ from ray.train.v2.api.preemption import PreemptionInfo
 
 from pipeline.training import asked as asked_module
 from pipeline.training import elastic
-from pipeline.training.asked import LEAST_MARGIN_SECONDS, Asked
+from pipeline.training.asked import LEAST_MARGIN_SECONDS, Asked, held_at
 from pipeline.training.checkpoint import Position
 from pipeline.training.elastic import ElasticPolicy
 from pipeline.training.wishes import Wish
+from tests.training.key_value_store import kept_here
+
+RUN = "run"
 
 
 class Cluster:
     """What the policy sees: rooms by node, nodes that will go, and the words between it and the workers."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.rooms, self.leaving, self.held = {"a": {"CPU": 1.0}}, dict[str, int](), None
-        self.words: list[str] = []
-        monkeypatch.setattr(elastic, "ask", lambda key, wish: self.words.append(wish.name))
-        monkeypatch.setattr(elastic, "withdraw", lambda key, wish: self.words.append("withdrawn"))
-        monkeypatch.setattr(elastic, "held_at", lambda key: self.held)
+        self.rooms, self.leaving = {"a": {"CPU": 1.0}}, dict[str, int]()
+        self.words = kept_here(monkeypatch)
         monkeypatch.setattr(elastic.ray, "get", lambda value, timeout: value)
         monkeypatch.setattr(elastic.ray._private.state.state, "get_draining_nodes", lambda: self.leaving)
         monkeypatch.setattr(ElasticPolicy, "GET_RESERVED_RESOURCES_INTERVAL_S", 0)
@@ -36,11 +36,24 @@ class Cluster:
         coordinator = SimpleNamespace(get_reserved_resources=remote)
         monkeypatch.setattr(ElasticPolicy, "_autoscaling_coordinator", coordinator)
         scaling = ScalingConfig(num_workers=(1, 3), elastic_resize_monitor_interval_s=0)
-        self.policy = ElasticPolicy(scaling, "run")
+        self.policy = ElasticPolicy(scaling, RUN)
 
     def decide(self, running: int) -> Any:
         state = SimpleNamespace(start_time=float("-inf"), num_workers=running)
         return self.policy.make_decision_for_running_worker_group(state, None)  # type: ignore[arg-type]
+
+    @property
+    def asks(self) -> bool:
+        """Whether the workers are asked to stand still."""
+        return asked_module._key(RUN, Wish.HOLD.name) in self.words
+
+    def stand_still(self, step: int) -> None:
+        """What rank 0 does after the checkpoint, for whatever cause."""
+        asked_module._put(RUN, asked_module.HELD, step)
+
+    def start(self, num_workers: int) -> None:
+        scaling = self.policy.scaling_config
+        self.policy.on_controller_start_worker_group(scaling_config=scaling, num_workers=num_workers)
 
 
 @pytest.fixture
@@ -49,33 +62,56 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 
 
 def test_it_grows_only_after_a_checkpoint_at_which_the_workers_stand_still(cluster: Cluster) -> None:
-    assert isinstance(cluster.decide(1), NoopDecision) and cluster.words == []
+    assert isinstance(cluster.decide(1), NoopDecision) and not cluster.asks
     cluster.rooms["b"] = {"CPU": 1.0}
-    assert isinstance(cluster.decide(1), NoopDecision) and cluster.words == ["HOLD"]
-    assert isinstance(cluster.decide(1), NoopDecision) and cluster.words == ["HOLD"]
-    cluster.held = 17  # type: ignore[assignment]
+    for _ in range(2):
+        assert isinstance(cluster.decide(1), NoopDecision) and cluster.asks
+    cluster.stand_still(17)
     decision = cluster.decide(1)
     assert isinstance(decision, ResizeDecision) and decision.num_workers == 2
-    assert cluster.words == ["HOLD"], "until they are ended they take no step that would be lost"
-    cluster.policy.on_controller_start_worker_group(scaling_config=cluster.policy.scaling_config, num_workers=2)
-    assert cluster.words == ["HOLD", "withdrawn"]
+    assert cluster.asks, "until they are ended they take no step that would be lost"
+    cluster.start(2)
+    assert cluster.words == {}
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_step_at_which_the_workers_once_stood_still_is_no_answer(restarted: bool, cluster: Cluster) -> None:
+    cluster.stand_still(17)  # a signal, or a notice
+    if restarted:
+        cluster.start(1)
+        assert held_at(RUN) is None
+    cluster.rooms["b"] = {"CPU": 1.0}
+    for _ in range(2):
+        assert isinstance(cluster.decide(1), NoopDecision), "the workers are in the middle of a step"
+    cluster.stand_still(23)
+    assert isinstance(cluster.decide(1), ResizeDecision)
+
+
+def test_workers_that_go_on_stand_still_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept_here(monkeypatch)
+    seen: list[int | None] = []
+    monkeypatch.setattr(asked_module, "_wait", lambda over, until=None: seen.append(held_at(RUN)))
+    asked = Asked(RUN, rank=0)
+    asked.obeyed(Wish.HOLD, Position(7))
+    asked.close()
+    assert seen == [7] and held_at(RUN) is None
 
 
 def test_it_goes_on_as_it_is_when_the_room_was_gone_again(cluster: Cluster) -> None:
     cluster.rooms["b"] = {"CPU": 1.0}
     cluster.decide(1)
     del cluster.rooms["b"]
-    cluster.held = 17  # type: ignore[assignment]
+    cluster.stand_still(17)
     assert isinstance(cluster.decide(1), NoopDecision)
-    assert cluster.words == ["HOLD", "withdrawn"], "the workers stand still no longer"
+    assert cluster.words == {}, "the workers stand still no longer"
 
 
 def test_it_gives_up_when_no_checkpoint_comes(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
     cluster.rooms["b"] = {"CPU": 1.0}
     monkeypatch.setattr(elastic, "SAVE_SECONDS", 0.0)
-    for _ in range(2):
-        assert isinstance(cluster.decide(1), NoopDecision)
-    assert cluster.words == ["HOLD", "withdrawn"]
+    cluster.decide(1)
+    assert cluster.asks
+    assert isinstance(cluster.decide(1), NoopDecision) and not cluster.asks
 
 
 def test_a_node_that_will_be_taken_away_is_no_room(cluster: Cluster) -> None:
