@@ -51,6 +51,7 @@ FREE_TO_CHANGE = (
     ("training", "compile"),
     ("training", "tf32"),
     ("training", "threads_per_worker"),
+    ("training", "placement"),
     ("training", "use_gpu"),
     ("training", "report_every"),
     ("training", "checkpoint_every"),

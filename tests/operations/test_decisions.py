@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import PreparedDataError
 from pipeline.operations.decisions import held_out, identity, make_plan, open_base_corpus, trained_on_test
 from pipeline.operations.schedule_file import Retraining, load_retraining
 from pipeline.release.champion import Champion
+from pipeline.spec import make_spec
 from pipeline.storage import Store, open_store
 
 DAY = 86_400
@@ -116,6 +118,16 @@ def test_what_was_decided_is_not_trained_again_unless_the_conf_changes(tmp_path:
     assert not again.train and "entry 7 has already decided" in again.reason
     other = retraining_of(tmp_path, warm_start=False)
     assert make_plan(other, store, champion, [entry]).train
+
+
+def test_a_challenger_that_is_computed_otherwise_is_the_same_challenger(tmp_path: Path) -> None:
+    retraining = retraining_of(tmp_path)
+    tree = retraining.base.as_dict()
+    tree["training"] |= {"micro_batch": "auto", "compile": True, "tf32": False}
+    otherwise = replace(retraining, base=make_spec(tree))
+    assert otherwise.base != retraining.base and identity(otherwise) == identity(retraining)
+    tree["training"]["lr"] /= 2
+    assert identity(replace(retraining, base=make_spec(tree))) != identity(retraining)
 
 
 def test_a_rejected_first_model_is_not_trained_again_on_the_same_data(tmp_path: Path, lines: list[str]) -> None:
