@@ -194,7 +194,7 @@ def _train_and_after(
     progress: Progress,
     watch: Stopwatch,
 ) -> Outcome:
-    from pipeline.release.recorder import RunRecorder
+    from pipeline.release.recorder import RunRecorder, only_logged
     from pipeline.release.tracking import start_or_continue_run
 
     ours = {"atelier.prepared": prepared.key, "atelier.run": store.path("runs", key)}
@@ -207,14 +207,18 @@ def _train_and_after(
     try:
         outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch)
     except AtelierError as error:
-        recorder.log_tags({"atelier.error": str(error)[:500]})
-        recorder.finish("FAILED")
+        with only_logged():
+            recorder.log_tags({"atelier.error": str(error)[:500]})
+        with only_logged():
+            recorder.finish("FAILED")
         raise
     except (KeyboardInterrupt, SystemExit):
-        recorder.finish("KILLED")
+        with only_logged():
+            recorder.finish("KILLED")
         raise
     except Exception:  # the edge of the run: recorded as failed whatever it was, and raised
-        recorder.finish("FAILED")
+        with only_logged():
+            recorder.finish("FAILED")
         raise
     recorder.finish("FINISHED")
     outcome.seconds = watch.with_total()

@@ -1,12 +1,18 @@
-"""The path of one run: which changes of a spec leave it the same run."""
+"""The path of one run: which changes of a spec leave it the same run, and what is raised when MLflow is gone too."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from pipeline import workflow
+from pipeline.errors import NonFiniteLossError, TrackingError
+from pipeline.outcome import Stopwatch
+from pipeline.progress import silent
+from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
 from pipeline.training.checkpoint import FREE_TO_CHANGE, spec_differences
@@ -25,6 +31,9 @@ COMPUTED_OTHERWISE: dict[str, Any] = {
 
 def spec_of(**training: Any) -> RunSpec:
     return cell_spec("vae", "image", **training)
+
+
+# --- the same run -----------------------------------------------------------------------------------------------
 
 
 def test_what_is_no_part_of_a_runs_identity_may_differ_from_its_checkpoints() -> None:
@@ -54,3 +63,35 @@ def test_an_unfinished_run_goes_on_when_it_is_computed_otherwise(changed: str, t
 def test_another_run_begins_when_another_model_would_come_of_it(changed: dict[str, Any], tmp_path: Path) -> None:
     store, key = begun(tmp_path)
     assert run_key(spec_of(**changed), "prepared", store) != key
+
+
+# --- without MLflow ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("failure", [NonFiniteLossError("the loss is nan"), SystemExit(143), ValueError("a defect")])
+def test_what_ended_a_run_is_raised_though_mlflow_does_not_answer(
+    failure: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def fail(*_: object) -> None:
+        raise failure
+
+    def unanswered(recorder: RunRecorder, value: object) -> None:
+        tried.append(value)
+        raise TrackingError("MLflow does not answer")
+
+    monkeypatch.setattr(workflow, "_stages", fail)
+    monkeypatch.setattr(RunRecorder, "log_tags", unanswered)
+    monkeypatch.setattr(RunRecorder, "finish", unanswered)
+    monkeypatch.setattr("pipeline.release.tracking.start_or_continue_run", lambda *_: "a-run-id")
+    arguments: Any = (SimpleNamespace(key="prepared"), SimpleNamespace(uri="nowhere"))
+    store = open_store(str(tmp_path))
+    with pytest.raises(type(failure)) as raised:
+        workflow._train_and_after(spec_of(), store, *arguments, "a-run", {}, silent, Stopwatch())
+    assert raised.value is failure
+    if isinstance(failure, SystemExit):
+        assert tried == ["KILLED"]
+    else:
+        tags = [{"atelier.error": str(failure)}] if isinstance(failure, NonFiniteLossError) else []
+        assert tried == [*tags, "FAILED"]

@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path, PurePosixPath
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import TrackingError
@@ -27,13 +28,23 @@ POINTS_PER_BATCH = 1000
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def only_logged() -> Iterator[None]:
+    """Log a TrackingError of the block and go on: where another failure is under way, that is the one to raise."""
+    try:
+        yield
+    except TrackingError as error:
+        logger.warning("%s", error)
+
+
 class RunRecorder:
     """Fills one MLflow run from one process; pickles as its settings and starts afresh where it lands.
 
     Metrics are kept and sent by a thread every `send_every_seconds`, at most 1,000 points a request; while MLflow
     does not answer they wait, and `flush` says so. A point at or before the last step that the run has of its key
     is not sent again: so a resumed training repeats no step. `system_metrics` adds MLflow's own `system/…`
-    measures of this machine, their step being the seconds since the run started.
+    measures of this machine, their step being the seconds since the run started. As a context it closes itself, and
+    raises TrackingError only where the block did not fail.
     """
 
     def __init__(
@@ -52,6 +63,13 @@ class RunRecorder:
 
     def __reduce__(self) -> tuple[Any, ...]:
         return RunRecorder, (self.tracking_uri, self.run_id, self.system_metrics, self.send_every_seconds)
+
+    def __enter__(self) -> RunRecorder:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        with contextlib.nullcontext() if kind is None else only_logged():
+            self.close()
 
     def start(self) -> None:
         """Start the sending thread; the first `log_metrics` does it too."""

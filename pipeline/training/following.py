@@ -33,6 +33,8 @@ class Follower:
     def __init__(self, run_key: str, steps: int, max_seconds: float | None, progress: Progress) -> None:
         self.run_key, self.steps, self.max_seconds, self.progress = run_key, steps, max_seconds, progress
         self.first_step_at: float | None = None
+        self.start_at: float | None = None
+        """When the workers that run now took their first step: each start of them begins a list of warnings."""
         self.num_said = 0
         self.started = time.time()
         self.stop = threading.Event()
@@ -54,6 +56,8 @@ class Follower:
             values = told(self.run_key)
             if values and values["first_step_at"] and values["first_step_at"] >= self.started - 1:
                 self.first_step_at = self.first_step_at or values["first_step_at"]
+                if values["first_step_at"] != self.start_at:
+                    self.start_at, self.num_said = values["first_step_at"], 0
                 for message in values.get("warnings", [])[self.num_said :]:
                     self.progress(WARNING, 0, None, message)
                     self.num_said += 1

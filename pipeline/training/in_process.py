@@ -140,20 +140,19 @@ def train_in_process(
     hooks = LocalHooks(spec, None, recorder, show, say, shelf, beside=True, termination=termination, on_trace=keep)
     first_step_at = time.time()
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
-    try:
-        if (warning := refusal(found, session.stepper.course)) is not None:
-            hooks.warn(session.start, warning)
-        with termination:
-            end = session.run(hooks)
-            hooks.close()
-    finally:
-        torch.set_flush_denormal(False)
-        with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
-            hooks.close()
-        if recorder is not None:
-            recorder.close()
+    with recorder or contextlib.nullcontext():
+        try:
+            if (warning := refusal(found, session.stepper.course)) is not None:
+                hooks.warn(session.start, warning)
+            with termination:
+                end = session.run(hooks)
+                hooks.close()
+        finally:
+            torch.set_flush_denormal(False)
+            with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
+                hooks.close()
     if termination.asked.is_set():
-        leave(progress, end.step, spec.training.steps)
+        leave(progress, end.step, session.training.steps)
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
     return Trained(end.step, end.seconds, stepper.state.bundled_weights(), first_step_at, hooks.metrics, warnings)

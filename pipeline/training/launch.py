@@ -102,7 +102,7 @@ def train_with_ray(
     if "step" not in value:
         raise TrainingFailedError(f"{run_key}: training ended without telling where; see {result.path}")
     if stopped:
-        leave(progress, value["step"], training.steps)
+        leave(progress, value["step"], value["steps"])
     weights, metrics, warnings = final_weights(shelf, value["step"]), value["metrics"], value["warnings"]
     return Trained(value["step"], value["seconds"], weights, follower.first_step_at, metrics, warnings)
 

@@ -11,6 +11,7 @@ import json
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import ray.train
@@ -21,7 +22,7 @@ from ray.train.torch import get_device
 from ray.util.placement_group import get_current_placement_group
 
 from pipeline.data.prepared import open_prepared
-from pipeline.errors import AtelierError, CheckpointError, NonFiniteLossError, StorageError
+from pipeline.errors import AtelierError, CheckpointError, NonFiniteLossError, StorageError, TrackingError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
@@ -78,7 +79,11 @@ def set_threads(threads: int | None, local_workers: int) -> int:
 
 class WorkerHooks:
     """Reports of one rank: to MLflow, the driver and, as checkpoints, the shelf (rank 0); and to Ray where somebody
-    listens (all ranks, since that is a collective)."""
+    listens (all ranks, since that is a collective).
+
+    As a context they end with it: they wait for the last checkpoint, whatever comes of it, and send MLflow the rest.
+    Raises: TrackingError where that fails, and the block did not.
+    """
 
     def __init__(self, session: Session, config: WorkerConfig, shelf: Shelf) -> None:
         self.session, self.config = session, config
@@ -128,13 +133,15 @@ class WorkerHooks:
         self.saver.wait()
         self.asked.obeyed(wish, at)
 
-    def close(self) -> None:
-        """Wait for the last checkpoint, whatever comes of it, and send MLflow the rest."""
+    def __enter__(self) -> WorkerHooks:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.asked.close()
         with contextlib.suppress(StorageError):
             self.saver.wait()
         if self.recorder is not None:
-            self.recorder.close()
+            self.recorder.__exit__(kind, error, at)
 
 
 def find_checkpoint(shelf: Shelf, rank: int, world_size: int) -> Found:
@@ -162,6 +169,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     A failure is returned when there is one worker, so that Ray does not restart what must fail again; with
     several it is raised, because the others wait in a collective, but for a loss that is not finite: all fail of it.
+    An MLflow that does not answer at the end is raised: when Ray starts the worker again, it may.
     """
     config = WorkerConfig(**values)
     context = ray.train.get_context()
@@ -186,29 +194,27 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             if config.initial_weights is not None and resume_from is None:
                 initial = read_weights(store, config.initial_weights)
             session = Session(spec, prepared, get_device(), rank, world_size, resume_from, initial)
-        hooks = WorkerHooks(session, config, shelf)
         started = session.start
-        hooks.first_step_at = time.time()
-        if rank == 0:
-            hooks.tell("training", started)
-        if (warning := refusal(found, session.stepper.course)) is not None:
-            hooks.warn(started, warning)
-        end = session.run(hooks)
-        hooks.saver.wait()
+        with WorkerHooks(session, config, shelf) as hooks:
+            hooks.first_step_at = time.time()
+            if rank == 0:
+                hooks.tell("training", started)
+            if (warning := refusal(found, session.stepper.course)) is not None:
+                hooks.warn(started, warning)
+            end = session.run(hooks)
+            hooks.saver.wait()
         return {
             "step": end.step,
+            "steps": session.training.steps,
             "seconds": end.seconds,
             "started_at_step": started.step,
             "metrics": hooks.metrics,
             "warnings": warnings_of(session.stepper.course),
         }
     except AtelierError as error:
-        if world_size > 1 and not isinstance(error, NonFiniteLossError):
+        if isinstance(error, TrackingError) or (world_size > 1 and not isinstance(error, NonFiniteLossError)):
             raise
         return _failure(error, hooks)
-    finally:
-        if hooks is not None:
-            hooks.close()
 
 
 def _failure(error: AtelierError, hooks: WorkerHooks | None) -> dict[str, Any]:

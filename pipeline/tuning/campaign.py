@@ -17,7 +17,7 @@ from pipeline.errors import SpecError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.ray_session import free_slots, ray_session
-from pipeline.release.recorder import RunRecorder
+from pipeline.release.recorder import RunRecorder, only_logged
 from pipeline.release.tracking import Tracking, open_tracking, run_status, start_or_continue_run
 from pipeline.storage import Store, open_store
 from pipeline.tuning.ledger import Ledger, Trial, campaign_key
@@ -112,8 +112,10 @@ def tune_job(
             )
             for trial in ledger.trials():
                 if trial.status == "running" and trial.run_id is not None:
-                    RunRecorder(tracking.uri, trial.run_id).finish(status)
-            recorder.finish(status)
+                    with only_logged():
+                        RunRecorder(tracking.uri, trial.run_id).finish(status)
+            with only_logged():
+                recorder.finish(status)
             raise
     recorder.finish("FINISHED")
     outcome.seconds = watch.with_total()

@@ -129,10 +129,8 @@ def _train_inline(spec: RunSpec, config: dict[str, Any], work: TrialWork) -> Non
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
     session = Session(spec, prepared, device)
     hooks = TrialHooks(session, prepared, config, work)
-    try:
+    with hooks.recorder:
         session.run(hooks)
-    finally:
-        hooks.recorder.close()
 
 
 # --- several workers ------------------------------------------------------------------------------------------

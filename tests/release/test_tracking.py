@@ -186,6 +186,14 @@ def test_the_thread_sends_without_being_asked(tracking: Tracking) -> None:
     assert metrics["system/system_memory_usage_megabytes"] > 0
 
 
+def test_a_recorder_that_cannot_send_fails_its_block_only_where_it_did_not_fail(tmp_path: Path) -> None:
+    gone = f"sqlite:///{tmp_path}/gone.db"
+    with pytest.raises(TrackingError, match=r"gone\.db"), RunRecorder(gone, "a-run-id"):
+        pass
+    with pytest.raises(ValueError, match="the cause"), RunRecorder(gone, "a-run-id"):
+        raise ValueError("the cause")
+
+
 def test_a_recorder_travels_as_its_settings(tracking: Tracking) -> None:
     run_id = start(tracking, "pickled")
     recorder = RunRecorder(tracking.uri, run_id, system_metrics=True)

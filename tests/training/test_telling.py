@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from pipeline.progress import WARNING
+from pipeline.errors import NonFiniteLossError
+from pipeline.progress import WARNING, silent
 from pipeline.storage import open_store
 from pipeline.training.following import Follower
 from pipeline.training.in_process import train_in_process
+from pipeline.training.session import Session
 from tests.training.digits import digits_prepared, digits_spec
 
 
@@ -50,3 +54,45 @@ def test_what_a_worker_says_is_said_once(monkeypatch: pytest.MonkeyPatch) -> Non
         time.sleep(0.1)
         told["warnings"] = ["a", "b"]
     assert notes.warnings == ["a", "b"]
+
+
+def test_what_restarted_workers_say_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = time.time()
+    told: dict[str, Any] = {"step": 1, "steps": 10, "seconds": 0.0, "metrics": {}, "warnings": ["a", "b"]}
+    told["first_step_at"] = now
+    monkeypatch.setattr("pipeline.training.worker.told", lambda key: told)
+    monkeypatch.setattr("pipeline.training.following.POLL_SECONDS", 0.01)
+    notes = Notes()
+    with Follower("a-run", 10, None, notes) as follower:
+        for start, warnings in ((now + 1, ["c"]), (now + 2, []), (now + 2, ["d"])):
+            time.sleep(0.1)
+            told = {**told, "first_step_at": start, "warnings": warnings}
+    assert notes.warnings == ["a", "b", "c", "d"]
+    assert follower.first_step_at == now, "of the first start, to which the launch is counted"
+
+
+def test_a_training_by_epochs_that_is_stopped_says_of_how_many_steps_it_was(tmp_path: Path) -> None:
+    spec = digits_spec("vae", steps=10_000, epochs=2, num_workers=0, threads_per_worker=1)
+    said: list[tuple[str, int, int | None]] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        if not said:
+            os.kill(os.getpid(), signal.SIGTERM)
+        said.append((stage, done, total))
+
+    with pytest.raises(SystemExit):
+        train_in_process(spec, digits_prepared(spec), open_store(str(tmp_path)), "a-run", None, None, progress)
+    assert said == [("train", 10, 63), ("stopped", 11, 63)], "1,000 examples in batches of 32, twice"
+
+
+def test_why_training_failed_is_raised_though_mlflow_does_not_answer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(session: Session, hooks: Any) -> None:
+        raise NonFiniteLossError("the loss is nan")
+
+    monkeypatch.setattr(Session, "run", fail)
+    spec = digits_spec("vae", num_workers=0, threads_per_worker=1)
+    arguments = (digits_prepared(spec), open_store(str(tmp_path)), "a-run", f"sqlite:///{tmp_path}/gone.db", "a-run-id")
+    with pytest.raises(NonFiniteLossError, match="the loss is nan"):
+        train_in_process(spec, *arguments, silent)
