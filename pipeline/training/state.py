@@ -55,7 +55,7 @@ class TrainingState:
             self._gathered = None
 
     def weights(self) -> dict[str, Tensor]:
-        """All weights and buffers, each whole: a collective where they are in shards, as are the next three."""
+        """All weights and buffers, each whole: a collective where they are in shards, as are the next four."""
         if self._gathered is not None:
             return self._gathered[0]
         own, whole = self.holding.own, self.holding.whole
