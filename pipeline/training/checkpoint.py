@@ -88,11 +88,8 @@ def take_state(stepper: Stepper) -> State | None:
     """Copy what a checkpoint holds; a collective, within `stepper.state.gathered()`. Rank 0, which writes it, gets the
     state, and the others None."""
     carry = stepper.state.global_carry()
-    return state_of(stepper, carry) if stepper.rank == 0 else None
-
-
-def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:
-    """Copies of all that changes in a stepper; `carry` is `stepper.state.global_carry()`, which all ranks must call."""
+    if stepper.rank != 0:
+        return None
     tensors = {
         "weights.safetensors": copied(stepper.state.weights()),
         "average.safetensors": copied(stepper.state.averages()),
@@ -102,11 +99,6 @@ def state_of(stepper: Stepper, carry: tuple[Tensor, ...]) -> State:
         "carry.safetensors": copied({str(number): part for number, part in enumerate(carry)}),
     }
     return State(tensors, stepper.course.as_dict())
-
-
-def save_checkpoint(folder: Path, stepper: Stepper, carry: tuple[Tensor, ...], at: Position, spec: RunSpec) -> None:
-    """Write a checkpoint of `stepper` into `folder`; see `state_of` and `write_state`."""
-    write_state(folder, state_of(stepper, carry), at, spec)
 
 
 def write_state(folder: Path, state: State, at: Position, spec: RunSpec) -> None:

@@ -94,11 +94,6 @@ class LocalHooks:
         """Nothing is left to do: END ends the loop."""
 
 
-def local_checkpoints(folder: Path) -> list[Path]:
-    """Checkpoints that `LocalHooks` wrote into `folder`, oldest first."""
-    return sorted(folder.glob("step-*"))
-
-
 def train_in_process(
     spec: RunSpec,
     prepared: Prepared,

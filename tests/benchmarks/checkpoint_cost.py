@@ -29,12 +29,13 @@ from pipeline.ray_session import ray_session
 from pipeline.spec import RunSpec, load_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position, State
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.loop import run_loop
 from pipeline.training.saving import Saver
 from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf
 from pipeline.training.steps import Stepper
+from tests.saved_checkpoints import local_checkpoints
 
 WARM_UP_STEPS, TURN_OF_INTERVALS, HALF_A_MINUTE = 30, 2.05, 0.5
 

@@ -32,11 +32,12 @@ from pipeline.models.recurrence import run_recurrent
 from pipeline.progress import silent
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
-from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from pipeline.training.timing import STEP_PARTS
 from tests.conftest import PreparedInMemory, cell_spec, prepared_in_memory, raw_examples
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.test_device_work import CASES as PLAIN
 from tests.training.test_device_work import spec_of_case
 

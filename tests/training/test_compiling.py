@@ -14,9 +14,10 @@ from safetensors.torch import load_file
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training import compiling
 from pipeline.training.health import HealthWarning
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 
 
 def _spec(case: str, compile_as: bool | str, **training: Any) -> RunSpec:

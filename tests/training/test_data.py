@@ -21,13 +21,14 @@ from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
 from pipeline.training.course import Course
 from pipeline.training.following import describe
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.loop import run_loop
 from pipeline.training.session import Session
 from pipeline.training.timing import StepTimer
 from pipeline.training.wishes import Unasked
 from tests.conftest import cell_spec, lane_spec, raw_examples
 from tests.data.prepared_sets import write_prepared
+from tests.saved_checkpoints import local_checkpoints
 
 STEPS = 20
 

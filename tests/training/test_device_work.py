@@ -13,10 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pipeline.models import build_model
 from pipeline.spec import RunSpec, make_spec
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.parity_cases import spec_of
 
 CASES = ["rnn-carried", "rnn-windows", "vae-options-image", "vae-options-text"]

@@ -13,10 +13,11 @@ from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position
 from pipeline.training.freezing import Freezing
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 
 FIRST = {"rnn": "embedding.*", "vae": "encoder.*", "gan": "critic.encoder.body.0.*"}
 """Parameters of a family that may stand still while the others learn."""

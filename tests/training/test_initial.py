@@ -12,10 +12,11 @@ from pipeline.errors import TransferError
 from pipeline.models import build_model
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.initial import keep_weights, load_weights, read_weights
 from pipeline.training.session import Session
 from tests.conftest import CELLS, cell_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 
 
 def inheriting_spec(family: str, modality: str, **training: object) -> tuple[RunSpec, Prepared]:

@@ -11,10 +11,11 @@ import torch
 from pipeline.errors import CheckpointError, NonFiniteLossError, StorageError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.checkpoint import Position, load_checkpoint
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import CELLS, MODALITIES, cell_spec, gan_with_options, lane_spec, prepared_in_memory, window_spec
+from tests.saved_checkpoints import local_checkpoints
 
 CASES = ["rnn-carried", "rnn-windows"] + [f"{family}-{modality}" for family, modality in CELLS]
 CASES += [f"gan-{modality}-options" for modality in MODALITIES]

@@ -13,9 +13,10 @@ from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, read_state
 from pipeline.training.health import warnings_of
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.digits import digits_prepared, digits_spec
 
 ROLLBACK = {"rollback": True, "max_rollbacks": 3, "lr_factor": 0.1}

@@ -16,9 +16,10 @@ from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training import saving
 from pipeline.training.checkpoint import Position, read_state
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.saving import Saver
 from pipeline.training.shelf import Shelf
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.cut_off_runs import folders, session_of, spec_of, train
 
 # --- by the clock --------------------------------------------------------------------------------------------

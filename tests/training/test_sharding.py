@@ -13,10 +13,11 @@ from pipeline.errors import SpecError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training import sharding
 from pipeline.training.checkpoint import Position
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, save_end, spec_of
 from tests.training.two_processes import run_with_another
 

@@ -18,10 +18,11 @@ from pipeline.storage import Store, open_store
 from pipeline.training import shelf as shelves
 from pipeline.training import worker
 from pipeline.training.checkpoint import Position, load_scoring_weights, read_state, verify
-from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.launch import final_weights
 from pipeline.training.shelf import UNFINISHED, Shelf
 from tests.conftest import prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.cut_off_runs import RUN, cut_off, flip, folders, session_of, spec_of, train
 
 # --- the newest that can be trusted --------------------------------------------------------------------------

@@ -13,10 +13,11 @@ import torch
 from pipeline.errors import PreparedDataError, SpecError
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_scoring_weights
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.stopping import note_objective, should_stop
 from tests.conftest import cell_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 
 
 class Killed(BaseException):

@@ -13,10 +13,11 @@ import torch
 
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
-from pipeline.training.in_process import LocalHooks, local_checkpoints
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.tracing import keep_trace
 from tests.conftest import cell_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 
 
 def _traced(spec: RunSpec, out: Path, resume_from: Path | None = None, folder: Path | None = None) -> Session:

@@ -16,7 +16,7 @@ from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
 from pipeline.training.ending import Trained
-from pipeline.training.in_process import LocalHooks, local_checkpoints, train_in_process
+from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
@@ -25,6 +25,7 @@ from tests.training.two_processes import run_in_two_others
 
 CASES = ["vae-image", "gan-audio", "rnn-carried"]
 OF_THE_CLOCK = ("second", "share", "time", "memory", "utilisation", "flop")
+from tests.saved_checkpoints import local_checkpoints
 """Words in the names of metrics that two equal trainings do not have alike."""
 
 
