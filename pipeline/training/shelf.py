@@ -138,11 +138,16 @@ class Shelf:
             with _explained(target):
                 if target.exists():  # refused, or of a writer that is not heard of any more
                     target.rename(aside)
-                written.rename(target)
+                try:
+                    written.rename(target)
+                except OSError:
+                    if aside.exists():
+                        aside.rename(target)
+                    raise
+                shutil.rmtree(aside, ignore_errors=True)
                 _sync(target.parent)
         finally:
             shutil.rmtree(written, ignore_errors=True)
-            shutil.rmtree(aside, ignore_errors=True)
 
     def _put_uploaded(self, step: int, write: Callable[[Path], None]) -> None:
         with tempfile.TemporaryDirectory(prefix="atelier-checkpoint-") as temporary:

@@ -167,6 +167,34 @@ def test_what_a_killed_writer_left_is_cleared_by_the_next_start(tmp_path: Path) 
     assert folders(tmp_path) == ["step-00000004", "step-00000006"]
 
 
+def test_a_checkpoint_that_cannot_be_put_in_the_place_of_another_leaves_that_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def writing(content: str) -> Callable[[Path], None]:
+        def write(folder: Path) -> None:
+            folder.mkdir()
+            (folder / content).touch()
+
+        return write
+
+    rename = Path.rename
+
+    def failing(path: Path, target: Path) -> Path:
+        if (path / "second").exists():
+            raise OSError("the disk is gone")
+        return rename(path, target)
+
+    shelf = Shelf(open_store(str(tmp_path)), 2)
+    shelf.put(3, writing("first"))
+    monkeypatch.setattr(Path, "rename", failing)
+    with pytest.raises(StorageError, match=r"step-00000003: .* the disk is gone"):
+        shelf.put(3, writing("second"))
+    assert [str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")] == [
+        "step-00000003",
+        "step-00000003/first",
+    ]
+
+
 # --- where nothing is renamed --------------------------------------------------------------------------------
 
 
