@@ -75,12 +75,15 @@ class Guard:
         self.undone: Sequence[Optimizer] = ()
         self.bad = torch.zeros((), device=device)
         self.first = torch.zeros((), dtype=torch.int64, device=device)
-        self.runs: list[tuple[Run, Sequence[Optimizer]]] = []
+        self.runs: list[tuple[Run, Sequence[Optimizer], bool]] = []
+        """Since the last look, without batch and carried state; the optimisers to undo; whether there was a state."""
+        self.carry: tuple[Tensor, ...] = ()
+        """The state that the first bad run was given or, where none is bad, the last run that was given one."""
 
     def reset(self) -> None:
         """Everything is finite again."""
         self.bad.zero_()
-        self.runs = []
+        self.runs, self.carry = [], ()
 
     def begin(self, undone: Sequence[Optimizer]) -> None:
         """A step begins in which `undone` step before its last run."""
@@ -126,9 +129,19 @@ class Guard:
             found = torch.zeros_like(self.bad)
             torch._amp_foreach_non_finite_check_and_unscale_(list(gradients), found, torch.ones_like(self.bad))
         self.first = torch.where(self.bad > 0, self.first, len(self.runs))
+        if run.carry is not None:
+            self._keep(run.carry)
         self.bad.copy_(torch.maximum(self.bad, found))
-        # Without its batch, which would keep memory of the device; it can be read again.
-        self.runs.append((replace(run, batch=None), self.undone))
+        # Without what would keep memory of the device: its batch can be read again.
+        self.runs.append((replace(run, batch=None, carry=None), self.undone, run.carry is not None))
+
+    def _keep(self, carry: tuple[Tensor, ...]) -> None:
+        """Remember the carried state of a run unless one before it was bad."""
+        if not self.carry:
+            self.carry = tuple(part.detach().clone() for part in carry)
+            return
+        for kept, part in zip(self.carry, carry, strict=True):
+            torch.where(self.bad > 0, kept, part.detach(), out=kept)
 
     def take_step(self, optimizer: Optimizer) -> None:
         """Let the optimiser step, unless the device says that something is bad."""
@@ -162,8 +175,8 @@ class Guard:
         runs, self.runs = self.runs, []
         if not self.on_device or not runs or not bool(self.bad):
             return None
-        run, self.undone = runs[int(self.first)]
-        return run
+        run, self.undone, carries = runs[int(self.first)]
+        return replace(run, carry=self.carry) if carries else run
 
 
 def _total(run: Run, gradients: Sequence[Tensor]) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import Batch
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
+from pipeline.training.accumulation import Run
 from pipeline.training.guard import Guard
 from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
@@ -26,6 +28,7 @@ from tests.training.two_processes import run_in_two_others
 
 CASES = ["vae-image", "vae-text", "vae-aggressive", "gan-image", "gan-text", "rnn-image", "lanes", "windows"]
 BAD_STEP = 3
+CPU = torch.device("cpu")
 
 
 def spec_of(case: str, **training: Any) -> RunSpec:
@@ -157,6 +160,24 @@ def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> 
         assert torch.equal(device.stepper.state.weights()[name], value)
     for name, value in looking.stepper.state.average.items():
         torch.testing.assert_close(device.stepper.state.average[name], value)
+
+
+@pytest.mark.parametrize("bad", [0, 2, 5])
+def test_a_guard_on_the_device_keeps_no_carried_state_but_that_of_the_first_bad_run(bad: int) -> None:
+    guard = Guard(torch.device("cpu"), alone=True, on_device=True)
+    alive: list[weakref.ref[Tensor]] = []
+    for number in range(8):
+        carry = torch.full((4, 3), number * (torch.nan if number > bad else 1.0)) if number else None
+        run = Run("model", number, number, None, 4, 0, 0, 1, 0.0, None if carry is None else (carry,), CPU, False)
+        gradient = torch.full((2,), torch.nan if number >= bad else 1.0)
+        guard.admit(run, gradient.sum(), [gradient], None)
+        if carry is not None:
+            alive.append(weakref.ref(carry))
+        del run, carry
+    assert [tensor() for tensor in alive] == [None] * 7
+    found = guard.look()
+    assert found is not None and found.step == bad
+    assert found.carry is None if bad == 0 else found.carry is not None and bool((found.carry[0] == bad).all())
 
 
 def test_a_training_goes_back_from_what_the_device_found() -> None:
