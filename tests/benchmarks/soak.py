@@ -5,7 +5,8 @@
 Each run of `atelier train` is killed several times: its worker, the raylet of the node where that is, or its driver,
 which is then called again. It must end with the undisturbed run's weights bit for bit and its history, step by step,
 in one MLflow run, and leave nothing running. A line a run is printed, and a last one over all; the exit code is 1 when
-there was a fault. With `--minutes` rounds of `--kills` go on with the next seed until that time is over.
+there was a fault. With `--minutes` rounds of `--kills` go on with the next seed until that time is over; a case that
+did not come through begins the next round in a storage of its own, since in the old one it would go on where it broke.
 """
 
 from __future__ import annotations
@@ -41,11 +42,13 @@ def soak(
         trials = [Trial(case, Path(folder), workers) for case in cases]
         while rounds == 0 or time.monotonic() - start < minutes * 60:
             with RayNodes() as nodes:  # each lost node has another in its place, at an address of its own
-                for trial, count in zip(trials, shared_out(kills, len(cases)), strict=True):
+                for number, count in enumerate(shared_out(kills, len(cases))):
+                    trial = trials[number]
                     try:
                         told = trial.run(nodes, seed + rounds, count, say)
                     except ChaosError as error:
                         told = {"case": trial.case, "seed": seed + rounds, "kills": [], "faults": [str(error)]}
+                        trials[number] = Trial(trial.case, Path(tempfile.mkdtemp(dir=folder)), workers)
                     done += len(told["kills"])
                     faults += len(told["faults"])
                     print(json.dumps(told), flush=True)

@@ -30,7 +30,9 @@ def differing_weights(storage: Path, key: str, undisturbed: str) -> list[str]:
     """Tensors of the bundle and of the last checkpoint that are not bit for bit those of the undisturbed run."""
     found: list[str] = []
     pairs = [(_bundle(storage, key), _bundle(storage, undisturbed))]
-    last, last_undisturbed = (sorted(storage.glob(f"training/{name}/step-*"))[-1] for name in (key, undisturbed))
+    last, last_undisturbed = (_last_checkpoint(storage, name) for name in (key, undisturbed))
+    if last is None or last_undisturbed is None:
+        return [f"no checkpoint is left of {key if last is None else undisturbed}"]
     if last.name != last_undisturbed.name:
         found.append(f"the last checkpoint is {last.name}, not {last_undisturbed.name}")
     pairs += [(path, last_undisturbed / path.name) for path in sorted(last.glob("*.safetensors"))]
@@ -42,6 +44,10 @@ def differing_weights(storage: Path, key: str, undisturbed: str) -> list[str]:
             if name not in one or name not in other or not _same(one[name], other[name])
         ]
     return found
+
+
+def _last_checkpoint(storage: Path, key: str) -> Path | None:
+    return max(storage.glob(f"training/{key}/step-*"), default=None)
 
 
 def _bundle(storage: Path, key: str) -> Path:

@@ -53,7 +53,8 @@ class Ordeal:
         self.driver: subprocess.Popen[bytes] | None = None
 
     def go(self, kills: Sequence[Kill] = (), seed: int = 0, say: Callable[[str], None] = print) -> Came:
-        """Run it through `kills`. Raises: ChaosError when a driver fails by itself or the run never ends."""
+        """Run it through `kills`. Raises: ChaosError when a driver fails by itself or says nothing, the run never ends,
+        or it went on with one that was there before."""
         chance, start = random.Random(seed), time.monotonic()
         came = Came({}, "")
         self.deadline = start + PATIENCE_SECONDS + PATIENCE_A_KILL * len(kills)
@@ -76,6 +77,8 @@ class Ordeal:
             self.driver.kill()
             self.driver.wait()
         came.answer, came.key = self._answer(), self.key()
+        if not came.key:
+            raise ChaosError(f"{self.case}: its drivers made no run of their own in {self.storage}: {self._said()}")
         came.seconds = time.monotonic() - start
         return came
 
@@ -85,7 +88,7 @@ class Ordeal:
         return sorted(path.parent.name for path in self.storage.glob("runs/*/run.json"))
 
     def key(self) -> str:
-        """The name of the run's folder. Raises: ChaosError when drivers made more than one."""
+        """The name of the run's folder, "" before there is one. Raises: ChaosError when drivers made more than one."""
         new = set(self._folders()) - self.before
         if len(new) > 1:
             raise ChaosError(f"{self.case}: its drivers made {len(new)} runs of one: {', '.join(sorted(new))}")
@@ -138,6 +141,8 @@ class Ordeal:
 
     def _answer(self) -> dict[str, Any]:
         lines = self.answers.read_text().splitlines()
+        if not lines:
+            raise ChaosError(f"{self.case}: the last driver answered nothing: {self._said()}")
         answer: dict[str, Any] = json.loads(lines[-1])
         return answer
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
 
 import pytest
 
+from tests.benchmarks import soak as soaking
 from tests.benchmarks.soak import shared_out
 from tests.chaos.cases import STEPS
-from tests.chaos.evidence import history_faults
+from tests.chaos.evidence import differing_weights, history_faults
 from tests.chaos.kills import VICTIMS, chance_of, draw_kills
+from tests.chaos.ordeal import ChaosError, Ordeal
 from tests.chaos.trial import Trial
 from tests.integration.ray_nodes import RayNodes
 
@@ -54,3 +61,51 @@ def test_a_step_twice_a_step_too_few_and_another_value_are_faults() -> None:
     assert history_faults(gone, undisturbed) == ["train/loss: missing [10], too many []"]
     other = {**undisturbed, "validation/nll": [(20, 3.5)]}
     assert history_faults(other, undisturbed) == ["validation/nll: 3.5 at step 20, undisturbed 3.0"]
+
+
+def test_a_case_that_did_not_come_through_goes_on_in_another_storage_and_is_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    began: list[Path] = []
+
+    class BreaksAtFirst:
+        def __init__(self, case: str, storage: Path, workers: int) -> None:
+            self.case, self.storage = case, storage
+
+        def run(self, *_: Any) -> dict[str, Any]:
+            assert self.storage.is_dir()
+            began.append(self.storage)
+            if len(began) == 1:
+                raise ChaosError("a driver left with 1")
+            return {"kills": ["of a worker"], "faults": []}
+
+    clock = iter([0.0, 0.0, 30.0, 60.0, 60.0])
+    monkeypatch.setattr(soaking, "Trial", BreaksAtFirst)
+    monkeypatch.setattr(soaking, "RayNodes", contextlib.nullcontext)
+    monkeypatch.setattr(soaking, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    told = soaking.soak([CASE], 1, SEED, 1.0, 1, print)
+    assert told == {"seed": SEED, "rounds": 3, "kills": 2, "faults": 1, "minutes": 1.0}
+    assert began[0] != began[1] == began[2]
+
+
+@pytest.mark.parametrize("answer", ["", '{"run_id": "of-the-round-before"}'])
+def test_a_driver_that_made_no_run_of_its_own_did_not_come_through(
+    answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def start(ordeal: Ordeal) -> None:
+        ordeal.log.touch()
+        ordeal.answers = ordeal.log.with_suffix(".json")
+        ordeal.answers.write_text(answer)
+        ordeal.driver = subprocess.Popen([sys.executable, "-c", ""])
+
+    before = tmp_path / "runs" / "of-the-round-before"
+    before.mkdir(parents=True)
+    (before / "run.json").touch()
+    monkeypatch.setattr(Ordeal, "_start", start)
+    with pytest.raises(ChaosError, match="answered nothing" if not answer else "made no run of their own"):
+        Ordeal(CASE, tmp_path, 1, cast(RayNodes, None)).go()
+
+
+def test_a_run_without_a_checkpoint_is_a_fault(tmp_path: Path) -> None:
+    (tmp_path / "training" / "undisturbed" / "step-00000400").mkdir(parents=True)
+    assert differing_weights(tmp_path, "killed", "undisturbed") == ["no checkpoint is left of killed"]
