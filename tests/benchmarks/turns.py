@@ -1,7 +1,8 @@
 """Trainings that take turns on one machine: while one runs, every process of the others is stopped.
 
 So all see the same machine, within seconds, whatever else it does; that is all that makes figures of a shared machine
-worth comparing. Nothing here knows of Ray but the arguments of the command line that starts it.
+worth comparing. Of Ray it knows the command line that starts it and, to pin them, the title of its training workers;
+data that plain loops read is prepared on a Ray that has ended before any of them begins.
 """
 
 from __future__ import annotations
@@ -187,7 +188,7 @@ class Atelier(Contestant):
 def take_turns(contestants: Sequence[Contestant], rounds: int, seconds: float) -> dict[str, float]:
     """Let each run `rounds` times `seconds`, all the others being stopped; steps a second of each, by name.
 
-    They are brought to their first steps one after the other, each with all others stopped.
+    `bring_to_start` has stopped each of them after its first steps.
     """
     for _ in range(rounds):
         for contestant in contestants:
