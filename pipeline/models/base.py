@@ -233,6 +233,11 @@ class GenerativeModel(nn.Module, ABC):
         """
         return {}
 
+    def annealed_share(self, progress: float) -> float:
+        """How far the annealing of terms of the loss has come, from 0 to 1, when `progress` (in [0, 1]) of the training
+        is done; before 1 the loss may rise by it. 1 where nothing is annealed."""
+        return 1.0
+
     def num_parameters(self) -> int:
         return sum(p.numel() for p in self.parameters())
 

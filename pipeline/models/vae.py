@@ -221,8 +221,11 @@ class VariationalAutoencoder(GenerativeModel):
 
     def vital_signs(self, held_out: Batch, seen: Batch, noise: Noise, progress: float) -> dict[str, Tensor]:
         """How far the annealing of the KL has come; the KL and the active units are among the scores."""
+        return {"kl_weight_share": torch.tensor(self.annealed_share(progress))}
+
+    def annealed_share(self, progress: float) -> float:
         warmup = self.family.kl_warmup
-        return {"kl_weight_share": torch.tensor(1.0 if warmup == 0 else min(1.0, progress / warmup))}
+        return 1.0 if warmup == 0 else min(1.0, progress / warmup)
 
 
 def _forget(model: VariationalAutoencoder, _: object) -> None:

@@ -85,15 +85,20 @@ class Watch:
     def __init__(self, course: Course) -> None:
         self.course = course
 
-    def begin(self, weight_norms: Mapping[str, float]) -> None:
-        """The norms of the weights before the first step, `health/PHASE_weight_norm`; known already when resumed."""
+    def begin(self, weight_norms: Mapping[str, float], annealed_share: float = 1.0) -> None:
+        """The norms of the weights before the first step, `health/PHASE_weight_norm`, and how far the annealing has
+        come (`GenerativeModel.annealed_share`); known already when resumed."""
+        self.course.seen.setdefault("annealed_share", [annealed_share])
         for name, value in weight_norms.items():
             if name not in self.course.seen:
                 self.course.remember(name, value, WINDOW)
 
-    def report(self, step: int, metrics: Mapping[str, float]) -> list[HealthWarning]:
-        """What holds of the means since the last report, `train/…` and `health/…`."""
-        found = [*self._exploding(metrics), *self._rising(metrics), *self._vanishing(metrics)]
+    def report(self, step: int, metrics: Mapping[str, float], annealed_share: float = 1.0) -> list[HealthWarning]:
+        """What holds of the means since the last report, `train/…` and `health/…`, and how far the annealing of what
+        the loss is made of has come by now."""
+        before = self.course.seen.get("annealed_share", [annealed_share])[-1]
+        self.course.remember("annealed_share", annealed_share, 1)
+        found = [*self._exploding(metrics), *self._rising(metrics, before), *self._vanishing(metrics)]
         return [note(self.course, kind, message, step) for kind, message in found]
 
     def validation(
@@ -110,7 +115,6 @@ class Watch:
         found = [*self._parting(step, objective, metrics)]
         if progress >= EARLIEST:
             found += [*self._autoencoder({**scores, **signs}), *self._adversaries(signs)]
-        self.course.remember("kl_weight_share", signs.get("kl_weight_share", 1.0), 1)
         return [note(self.course, kind, message, step) for kind, message in found]
 
     def _exploding(self, metrics: Mapping[str, float]) -> Found:
@@ -135,14 +139,15 @@ class Watch:
                     )
                 self.course.remember(name, value, WINDOW)
 
-    def _rising(self, metrics: Mapping[str, float]) -> Found:
+    def _rising(self, metrics: Mapping[str, float], annealed_share: float) -> Found:
         """Five reports in a row in which the loss is above its lowest by a quarter of what it had gained since the
-        first, and by three times the median step from report to report. Not while a KL term is annealed, nor of
-        adversaries, whose losses say nothing."""
+        first, and by three times the median step from report to report. Not while a KL term is annealed, which it
+        was for a part of the steps where the share at the report before is below 1, nor of adversaries, whose losses
+        say nothing."""
         if "train/loss" not in metrics:
             return
         course, loss = self.course, metrics["train/loss"]
-        if course.seen.get("kl_weight_share", [1.0])[-1] < 1.0:
+        if annealed_share < 1.0:
             for name in ("loss", "first_loss", "lowest_loss"):
                 course.seen.pop(name, None)
             return

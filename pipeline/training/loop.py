@@ -203,7 +203,8 @@ def run_loop(
     waiting = _Waiting(batches, instruments)
     examples_per_step = training.batch_size * stepper.batches_per_step
     watch = Watch(stepper.course)
-    watch.begin({name: float(value) for name, value in stepper.weight_norms().items()})
+    norms = {name: float(value) for name, value in stepper.weight_norms().items()}
+    watch.begin(norms, stepper.model.annealed_share(progress))
     back = WayBack(training.health, stepper, step)
     means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
     agreement = Agreement(hooks.hear, stepper.world_size)
@@ -239,7 +240,7 @@ def run_loop(
                 means.add(stepper.weight_norms())
                 metrics, (waited, *measured) = means.take(stepper.world_size, [waiting.take(), *instruments.take()])
             stepper.check_finite(metrics, step)
-            warnings = watch.report(step, metrics) + stepper.noticed(step)
+            warnings = watch.report(step, metrics, stepper.model.annealed_share(progress)) + stepper.noticed(step)
             if training.micro_batch is not None:
                 metrics["train/micro_batch"] = float(stepper.micro_batch.size)
                 said, stepper.micro_batch.said = stepper.micro_batch.said, []

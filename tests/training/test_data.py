@@ -120,6 +120,7 @@ def test_the_share_of_time_that_steps_wait_for_batches_is_reported(monkeypatch: 
     class Stepper:
         world_size, rank, batches_per_step, device, course = 1, 0, 2, torch.device("cpu"), Course()
         timer, state = StepTimer(), SimpleNamespace(gathered=contextlib.nullcontext)
+        model = SimpleNamespace(annealed_share=lambda progress: 1.0)
 
         def step(self, number: int, batches: Slow, progress: float) -> dict[str, torch.Tensor]:
             batches.batch(2 * number)

@@ -134,6 +134,36 @@ def test_a_loss_that_comes_back_up_is_rising() -> None:
     assert [step for step, loss in enumerate(losses) if watch.report(step, {"train/loss": loss})] == [14, 15]
 
 
+def test_a_loss_is_not_rising_while_its_kl_is_annealed_nor_by_the_report_in_which_that_ends() -> None:
+    watch = Watch(Course())
+    watch.begin({}, annealed_share=0.0)
+    annealed = [10.0, 8.0, 6.0, 5.0, 4.5, 4.2, 4.0, 7.0, 7.1, 7.0, 7.2, 7.1, 7.0, 7.1, 5.0]
+    shares = [min(1.0, (report + 1) / 14.5) for report in range(15)]
+    reports = [*zip(annealed, shares, strict=True), *((8.0 + report % 2 / 10, 1.0) for report in range(12))]
+    for step, (loss, share) in enumerate(reports):
+        assert not watch.report(step, {"train/loss": loss}, share), step
+    # What comes then is compared with what came since.
+    found = [bool(watch.report(step, {"train/loss": 9.0}, 1.0)) for step in range(27, 33)]
+    assert found == [False] * 4 + [True] * 2
+
+
+@pytest.mark.parametrize(("warmup", "expected"), [(0.0, ["loss_rising"]), (0.9, [])])
+def test_without_a_validation_split_a_training_knows_that_its_kl_is_annealed(warmup: float, expected: Any) -> None:
+    spec = digits_spec("vae", steps=200, own={"kl_warmup": warmup})
+    session = Session(spec, digits_prepared(spec, validation=0))
+    forward = session.stepper.model.forward
+
+    def rising(batch: Any, phase: str, context: Any) -> Any:
+        output = forward(batch, phase, context)
+        output.means["loss"] = output.means["loss"] + 1000 * abs(context.progress - 0.3)
+        return output
+
+    session.stepper.model.forward = rising  # type: ignore[method-assign]
+    hooks = LocalHooks(spec)
+    session.run(hooks)
+    assert kinds(hooks) == expected
+
+
 def test_every_warning_is_in_the_document() -> None:
     told = set(re.findall(r"^\| `(\w+)` \|", Path("docs/health.md").read_text(), re.MULTILINE))
     assert told == KINDS.keys()
