@@ -81,6 +81,7 @@ def cell_spec(family: str, modality: str, storage: str = "unused", **training: A
     if family == "vae" and modality == "audio":
         options["likelihood"] = "gaussian"
     settings = {"steps": 6, "batch_size": 8, "lr": 1e-3, "report_every": 2, "checkpoint_every": 3, "validate_every": 3}
+    settings |= {"threads_per_worker": 1}
     return make_spec(
         {
             "name": f"tiny-{modality}-{family}",

@@ -23,6 +23,7 @@ from pipeline.training.ending import Trained, leave
 from pipeline.training.following import describe
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
+from pipeline.training.processors import processors
 from pipeline.training.saving import Saver, flushing, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf, shelf_of
@@ -113,8 +114,7 @@ def train_in_process(
     found = shelf.find()
     shelf.clear()
     device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
-    if spec.training.threads_per_worker:
-        torch.set_num_threads(spec.training.threads_per_worker)
+    torch.set_num_threads(spec.training.threads_per_worker or processors())
     with shelf.opened(found.step) as resume_from:
         initial = read_weights(store, initial_weights) if initial_weights and resume_from is None else None
         session = Session(spec, prepared, device, resume_from=resume_from, initial_weights=initial)

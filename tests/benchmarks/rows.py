@@ -96,8 +96,6 @@ def train(told: argparse.Namespace, conf: str, corpus: str, *settings: str) -> T
     larger = f"gpu/{conf}"
     has_larger = told.gpu and Path(f"conf/benchmarks/{larger}.yaml").exists()
     spec, prepared = prepared_for(larger if has_larger else conf, told.storage, settings)
-    if spec.training.threads_per_worker is None:
-        torch.set_num_threads(len(os.sched_getaffinity(0)))
     store = open_store(spec.storage)
     key = f"{spec.name}-{time.time_ns()}"
     trained = train_in_process(spec, prepared, store, key, None, None, silent)

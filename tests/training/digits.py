@@ -30,7 +30,7 @@ def digits_spec(family: str, **changes: Any) -> RunSpec:
     codec: dict[str, Any] = {"kind": "image", "size": [14, 14], "likelihood": "bernoulli"}
     backbones = {"rnn": RECURRENT, "vae": {"kind": "mlp", "hidden": [128]}, "gan": CONV | {"channels": [16, 32]}}
     settings: dict[str, Any] = {"steps": 200, "batch_size": 32, "optimizer": "adam", "lr": 2e-3}
-    settings |= {"report_every": 10, "validate_every": 50, "checkpoint_every": 50}
+    settings |= {"report_every": 10, "validate_every": 50, "checkpoint_every": 50, "threads_per_worker": 1}
     if family == "gan":
         settings |= {"betas": [0.5, 0.9], "schedule": "constant", "lr": 1e-3}
     return make_spec(
