@@ -193,7 +193,7 @@ def run_loop(
     the last report stopped this rank (0 without one). `time/…_seconds` are the parts of a step (`timing.PARTS`; seconds
     a step, mean over ranks), which add up to all the time since the last report. What `hooks` hear may ask for a
     checkpoint after any step, which says nothing else: a run resumed from it reports as one that went through. Raises:
-    NonFiniteLossError.
+    NonFiniteLossError; TrainingFailedError when it went back to its start and the time is over.
     """
     by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
     clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)

@@ -91,8 +91,8 @@ class Session:
             self.start = load_checkpoint(resume_from, self.stepper, spec)
 
     def run(self, hooks: Hooks) -> Position:
-        """Train to the limit, once. Raises: NonFiniteLossError; OutOfMemoryError; PreparedDataError when a streamed
-        shard is damaged."""
+        """Train to the limit, once. Raises: NonFiniteLossError; OutOfMemoryError; TrainingFailedError when it went back
+        to its start and the time is over; PreparedDataError when a streamed shard is damaged."""
         validate = None if self.held_out is None else self.validate
         trace, profile = None, self.training.profile_spec()
         if profile is not None:
