@@ -107,8 +107,10 @@ def train_in_process(
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`).
 
-    Raises: NonFiniteLossError; CheckpointError when there are checkpoints and none can be trusted; StorageError;
-    SystemExit when SIGTERM stopped it, with a checkpoint.
+    Raises: NonFiniteLossError; OutOfMemoryError; TrainingFailedError when it went back to its start and the time is
+    over; PreparedDataError when a streamed shard is damaged; CheckpointError when there are checkpoints and none can be
+    trusted; StorageError; SystemExit when SIGTERM stopped it, with a checkpoint if it came within
+    `training.stop_seconds`.
     """
     shelf = shelf_of(store, run_key, spec.training)
     found = shelf.find()
@@ -139,13 +141,15 @@ def train_in_process(
         try:
             if (warning := refusal(found, session.stepper.course)) is not None:
                 hooks.warn(session.start, warning)
-            with termination:
+            with termination.within(spec.training.stop_seconds):
                 end = session.run(hooks)
                 hooks.close()
-        finally:
-            torch.set_flush_denormal(False)
+        except Exception:  # not SystemExit: who is to leave now waits for no checkpoint
             with contextlib.suppress(StorageError):  # what ended the training is raised, not what came after it
                 hooks.close()
+            raise
+        finally:
+            torch.set_flush_denormal(False)
     if termination.asked.is_set():
         leave(progress, end.step, session.training.steps)
     stepper = session.stepper

@@ -1,15 +1,21 @@
-"""SIGTERM as a request: the first asks for an end, and only the second ends the process, as it would have before.
+"""SIGTERM as a request: the first asks for an end, and only the second ends the process, as it would have before, or
+a time after which that has not come.
 
 Plain Python, in the main thread of a driver or of a training worker, where signals arrive; any thread may ask.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from types import FrameType
 from typing import Any
+
+LOOK_SECONDS = 0.25
+"""Between two looks whether an end was asked for."""
 
 
 class Termination:
@@ -35,6 +41,31 @@ class Termination:
         """End the process as SIGTERM would have ended it, from any thread."""
         self.heeded = False
         os.kill(os.getpid(), signal.SIGTERM)
+
+    @contextlib.contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """While the block runs, the signal asks for an end, and ends the process when the block is not over after so
+        many seconds; with 0 the signal is not caught."""
+        if seconds == 0:
+            yield
+            return
+        over = threading.Event()
+
+        def wait() -> None:
+            while not over.wait(LOOK_SECONDS):
+                if self.asked.is_set():
+                    if not over.wait(seconds):
+                        self.insist()
+                    return
+
+        thread = threading.Thread(target=wait, name="atelier-stopping", daemon=True)
+        with self:
+            thread.start()
+            try:
+                yield
+            finally:
+                over.set()
+                thread.join()
 
     def __enter__(self) -> Termination:
         self.catch()

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +21,15 @@ from pipeline.training.checkpoint import Position
 from pipeline.training.ending import Trained
 from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
+from pipeline.training.shelf import Shelf
 from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
+from tests.saved_checkpoints import local_checkpoints
 from tests.training.two_processes import run_in_two_others
 
 CASES = ["vae-image", "gan-audio", "rnn-carried"]
 OF_THE_CLOCK = ("second", "share", "time", "memory", "utilisation", "flop")
-from tests.saved_checkpoints import local_checkpoints
 """Words in the names of metrics that two equal trainings do not have alike."""
 
 
@@ -135,6 +139,48 @@ def test_a_command_that_sigterm_stopped_leaves_with_143_and_goes_on_when_it_is_g
     assert [done for stage, done, *_ in said if stage == "train"] == list(range(4, 61, 4))
     for name, value in whole.stepper.state.scoring_weights().items():
         assert torch.equal(trained.weights[name], value), name
+
+
+@pytest.fixture
+def left_by_itself() -> Iterator[None]:
+    """As a command has it before it trains: SIGTERM leaves at once, here with 99."""
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(99))
+    yield
+    signal.signal(signal.SIGTERM, before)
+
+
+def stopped_at_its_first_report(spec: RunSpec, folder: Path) -> tuple[object, list[str]]:
+    """The exit code of a training in this process that gets SIGTERM then, and the stages that it told."""
+    said: list[str] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        said.append(stage)
+        if said == ["train"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(SystemExit) as left:
+        train_in_process(spec, prepared_in_memory(spec), open_store(str(folder)), "run", None, None, progress)
+    return left.value.code, said
+
+
+def test_without_stop_seconds_sigterm_ends_a_training_in_this_process_at_once(
+    left_by_itself: None, tmp_path: Path
+) -> None:
+    spec = spec_of("vae-image", steps=60, num_workers=0, stop_seconds=0)
+    assert stopped_at_its_first_report(spec, tmp_path) == (99, ["train"])
+    assert local_checkpoints(tmp_path / "training" / "run") == []
+
+
+def test_a_training_in_this_process_whose_checkpoint_takes_longer_than_stop_seconds_is_ended(
+    left_by_itself: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answered = threading.Event()
+    monkeypatch.setattr(Shelf, "put", lambda *_: answered.wait(30))
+    spec = spec_of("vae-image", steps=60, num_workers=0, stop_seconds=0.5)
+    try:
+        assert stopped_at_its_first_report(spec, tmp_path) == (99, ["train"])
+    finally:
+        answered.set()
 
 
 def test_the_second_sigterm_does_what_the_first_did_before() -> None:
