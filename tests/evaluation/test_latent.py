@@ -137,7 +137,9 @@ def test_frames_are_what_the_model_decodes_and_the_same_each_time(family, modali
     dimension = int(view.from_prior[0].title.split()[-1])
     z = torch.zeros(1, view.latent_size)
     z[0, dimension] = view.from_prior[0].positions[0]
-    assert _equal(view.from_prior[0].frames[0], codec.decode(model.decode(z)[0].numpy()))
+    frame, alone = view.from_prior[0].frames[0], codec.decode(model.decode(z)[0].numpy())
+    # In a batch of another size the sums of a convolution are rounded otherwise.
+    assert frame == alone if isinstance(alone, str) else np.allclose(frame, alone, rtol=0, atol=1e-6)
     assert view.num_examples == len(view.map.labels) == 12
 
 
