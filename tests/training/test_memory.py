@@ -127,8 +127,8 @@ def limited(micro_batch: str, megabytes: int) -> subprocess.CompletedProcess[str
     """A real training in a process that may not have more memory than that beyond what it has when it begins."""
     command = [sys.executable, "-m", LIMITED, micro_batch, str(megabytes)]
     root = Path(__file__).parents[2]
-    # The limit counts addresses, and a heap keeps those of what was freed: blocks of their own go back at once. A thread
-    # that finds the heap taken, as on a busy machine, would reserve the addresses of another one.
+    # The limit counts addresses, and a heap keeps those of what was freed: blocks of their own go back at once. And a
+    # thread that finds the heap taken, as on a busy machine, would reserve the addresses of another one.
     environment = {**os.environ, "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_ARENA_MAX": "1"}
     return subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, cwd=root, env=environment)
 
