@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import signal
 from pathlib import Path
@@ -35,7 +36,11 @@ STEPS = 4000
 def train_workers() -> list[psutil.Process]:
     """Ray's processes of this machine, below this one, that train."""
     below = psutil.Process().children(recursive=True)
-    return [one for one in below if one.is_running() and "RayTrainWorker" in " ".join(one.cmdline()[:1])]
+    found = []
+    for one in below:
+        with contextlib.suppress(psutil.Error):  # it may end, or have ended and not be waited for yet
+            found += [one] if "RayTrainWorker" in " ".join(one.cmdline()[:1]) else []
+    return found
 
 
 def test_sigterm_of_a_worker_and_of_the_driver_lose_no_step(ray_cluster: None, tmp_path: Path) -> None:
