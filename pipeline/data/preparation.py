@@ -18,6 +18,7 @@ import numpy as np
 from pipeline.data import near
 from pipeline.data.card import describe, values_of
 from pipeline.data.catalogue import Catalogue
+from pipeline.data.characters import CharactersCodec
 from pipeline.data.cleaning import Lists
 from pipeline.data.codec import Codec
 from pipeline.data.cuts import plan_shards
@@ -31,6 +32,7 @@ from pipeline.data.selection import Rows, Selection, load_rows, put_numbers, sel
 from pipeline.data.shards import rows_per_shard
 from pipeline.data.spread import spread
 from pipeline.data.stages import COUNTED, CountStage, CutStage, EncodeStage, ReadStage, part_texts
+from pipeline.data.words import WordsCodec
 from pipeline.errors import CorpusError
 from pipeline.progress import Progress
 from pipeline.spec import RunSpec
@@ -182,7 +184,8 @@ class Preparation:
             answers = spread(items, stage) if len(chosen) > INLINE_ROWS else map(stage, items)
             for answer in answers:
                 counts.update(json.loads(answer["counts"]))
-            codec.fit_counts(counts)  # type: ignore[attr-defined]
+            assert isinstance(codec, CharactersCodec | WordsCodec), "the codecs that are fitted on counts"
+            codec.fit_counts(counts)
             return
         total = int(selection.rows.numbers["length"][chosen].sum())
         share = max(1.0, total / (limit * 2**20))

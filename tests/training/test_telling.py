@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,17 @@ class Notes:
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.came = threading.Condition()
 
     def __call__(self, stage: str, done: int, total: int | None, note: str) -> None:
-        if stage == WARNING:
-            self.warnings.append(note)
+        with self.came:
+            if stage == WARNING:
+                self.warnings.append(note)
+            self.came.notify()
+
+    def wait_for(self, warnings: list[str]) -> None:
+        with self.came:
+            assert self.came.wait_for(lambda: self.warnings == warnings, 60), self.warnings
 
 
 def test_a_training_in_this_process_says_a_warning_once_and_tells_all(tmp_path: Path) -> None:
@@ -51,7 +59,7 @@ def test_what_a_worker_says_is_said_once(monkeypatch: pytest.MonkeyPatch) -> Non
     told["first_step_at"] = time.time()
     notes = Notes()
     with Follower("a-run", 10, None, notes):
-        time.sleep(0.1)
+        notes.wait_for(["a"])
         told["warnings"] = ["a", "b"]
     assert notes.warnings == ["a", "b"]
 
@@ -64,9 +72,12 @@ def test_what_restarted_workers_say_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("pipeline.training.following.POLL_SECONDS", 0.01)
     notes = Notes()
     with Follower("a-run", 10, None, notes) as follower:
-        for start, warnings in ((now + 1, ["c"]), (now + 2, []), (now + 2, ["d"])):
-            time.sleep(0.1)
-            told = {**told, "first_step_at": start, "warnings": warnings}
+        notes.wait_for(["a", "b"])
+        told = {**told, "first_step_at": now + 1, "warnings": ["c"]}
+        notes.wait_for(["a", "b", "c"])
+        told = {**told, "first_step_at": now + 2, "warnings": []}
+        told = {**told, "warnings": ["d"]}
+        notes.wait_for(["a", "b", "c", "d"])
     assert notes.warnings == ["a", "b", "c", "d"]
     assert follower.first_step_at == now, "of the first start, to which the launch is counted"
 
