@@ -34,6 +34,11 @@ SIGNS = (
 LEFT_FREE = 0.1
 """Of what is free on a CPU's machine, what is not given to a try."""
 CGROUP = Path("/sys/fs/cgroup")
+LIMITS = (
+    ("memory.max", "memory.current", "memory.stat"),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+)
+"""Where a container says what it may take, what it has taken and of what that is made up: control groups v2, and v1."""
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's `mallopt`: what is free at the end of the heap before it is given back, and from what size on a block is
 one of its own, given back when it is freed."""
@@ -221,14 +226,22 @@ def _taken() -> tuple[int, int]:
     return int(addresses) * resource.getpagesize(), int(resident) * resource.getpagesize()
 
 
-def _available() -> int:
+def _available(cgroup: Path = CGROUP) -> int:
     """Bytes of memory that are free on this machine, or in this container where it has less."""
     lines = Path("/proc/meminfo").read_text().splitlines()
     free = next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
-        most, taken = (int((CGROUP / name).read_text()) for name in ("memory.max", "memory.current"))
-        free = min(free, max(0, most - taken))
+    for most, taken, parts in LIMITS:
+        with contextlib.suppress(OSError, ValueError):  # "max" is no number: there is no limit
+            left = int((cgroup / most).read_text()) - int((cgroup / taken).read_text())
+            free = min(free, max(0, left + _cached(cgroup / parts)))
     return free
+
+
+def _cached(stat: Path) -> int:
+    """Bytes of files that a control group counts as taken, and gives up when they are wanted. One that has read or
+    written more than it may have is always full of them."""
+    parts = dict(line.split() for line in stat.read_text().splitlines())
+    return sum(int(parts.get(name, 0)) for name in ("inactive_file", "active_file"))
 
 
 def _gib(count: float) -> str:

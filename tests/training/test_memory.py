@@ -19,7 +19,7 @@ from pipeline.spec import RunSpec
 from pipeline.training.accumulation import cut
 from pipeline.training.following import describe
 from pipeline.training.in_process import LocalHooks
-from pipeline.training.memory import bytes_to_come, is_out_of_memory
+from pipeline.training.memory import _available, bytes_to_come, is_out_of_memory
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, prepared_in_memory
 
@@ -119,6 +119,26 @@ def test_what_optimizers_will_keep_is_counted_before_they_keep_it(settings: dict
         assert bytes_to_come(optimizers, []) == 0
 
 
+@pytest.mark.parametrize(
+    ("limit", "usage", "stat"),
+    [
+        ("memory.max", "memory.current", "memory.stat"),
+        ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
+    ],
+)
+def test_a_container_full_of_cached_files_has_the_memory_that_they_give_up(
+    tmp_path: Path, limit: str, usage: str, stat: str
+) -> None:
+    """A group that wrote more files than it may have memory is at its limit, and most of it is free."""
+    (tmp_path / "memory").mkdir()
+    (tmp_path / limit).write_text("100000000\n")
+    (tmp_path / usage).write_text("99990000\n")
+    (tmp_path / stat).write_text("anon 20000000\nactive_file 30000000\ninactive_file 40000000\n")
+    assert _available(tmp_path) == 70_010_000
+    (tmp_path / limit).write_text("max\n")
+    assert _available(tmp_path) == pytest.approx(_available(tmp_path / "nowhere"), rel=0.2)
+
+
 def test_progress_says_how_many_go_through_at_once() -> None:
     assert describe({"step": 1, "metrics": {"train/micro_batch": 64.0}}, 10, None) == "64 at once"
 
@@ -140,7 +160,7 @@ def test_a_process_with_little_memory_fails_with_what_fits_and_auto_finds_it() -
     assert answer["kind"] == "OutOfMemoryError" and "in use" in answer["error"]
     assert re.search(r"4,096 examples at once.*[\d,]+ at once fit: set training.micro_batch to", answer["error"])
     found = json.loads(limited("auto", 140).stdout)
-    assert found.get("steps") == 2, found
+    assert found.get("steps") == 2, found.get("error")
     assert found["micro_batch"] < 4096
     roomy = json.loads(limited("auto", 8000).stdout)
     assert roomy["micro_batch"] == 4096 and found["loss"] == pytest.approx(roomy["loss"], rel=1e-4)
