@@ -1,4 +1,5 @@
 """How a rank holds the parameters that it trains: all of each, here, or shards of them (`sharding.py`).
+Where all ranks are CPUs of one machine, `shared_memory.py` averages their gradients.
 
 Plain PyTorch, in every training worker. The stepper goes through this wherever a parameter, or what belongs to one (its
 gradient, its moving average, its optimiser's state), is not simply a tensor of the parameter's own shape: so that
@@ -8,7 +9,7 @@ what is saved is the same, and loads, however it is held.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -69,8 +70,9 @@ class Holding:
         # gradients.
         return DistributedDataParallel(module, device_ids=ids, broadcast_buffers=False, gradient_as_bucket_view=True)
 
-    def settle_gradients(self) -> None:
-        """After a phase's last backward: `own` has the gradients, the mean over all ranks. Here it has already."""
+    def settle_gradients(self, names: Iterable[str]) -> None:
+        """After a phase's last backward: `own` has the gradients of these, the mean over all ranks. Here it has
+        already."""
 
     def norm(self, tensors: Mapping[str, Tensor]) -> Tensor:
         """The Euclidean norm of all of them together, each one whole."""
@@ -118,12 +120,18 @@ def gains_channels_last(model: nn.Module, device: torch.device) -> bool:
 
 
 def make_holding(model: GenerativeModel, training: TrainingSpec, device: torch.device, world_size: int) -> Holding:
-    """As `training.sharding` says; a single rank holds everything."""
+    """As `training.sharding` says; a single rank holds everything. A collective, where there are several."""
     if training.sharding == "none" or world_size == 1:
         last = training.channels_last
         if last == "auto":
             # Compiled code orders the channels by itself, and of pictures with one channel takes ours for another.
             last = not training.compile and gains_channels_last(model, device)
+        alike = len({parameter.dtype for parameter in model.parameters()}) == 1
+        if world_size > 1 and device.type == "cpu" and alike:
+            from pipeline.training.shared_memory import SharedHolding, find_peers  # they import this module
+
+            if (peers := find_peers()) is not None:
+                return SharedHolding(model, device, world_size, last, peers)
         return Holding(model, device, world_size, last)
     from pipeline.training.sharding import ShardedHolding  # 0.5 s, for those who want it
 

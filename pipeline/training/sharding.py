@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -90,8 +90,9 @@ class ShardedHolding(Holding):
         return _ShardedPhase(self.root, module.phase)
 
     @torch.no_grad()
-    def settle_gradients(self) -> None:
-        for name, parameter in self.model.named_parameters():
+    def settle_gradients(self, names: Iterable[str]) -> None:
+        for name in names:
+            parameter = self.spread.get(name, self.own[name])
             gradient = parameter.grad
             if isinstance(gradient, DTensor):
                 self.own[name].grad, parameter.grad = gradient.to_local(), None

@@ -149,8 +149,10 @@ class Stepper:
                 for group in optimizer.param_groups:
                     group["lr"] = self.training.lr * phase.lr_scale * group["scale"] * share * self.course.lr_factor
                 output = self._gradients_of(phase, run)
+                if self.world_size > 1:
+                    with self.timer.part("communication", phase.name):
+                        self.holding.settle_gradients(self.members[phase.name])
                 with self.timer.part("optimiser", phase.name):
-                    self.holding.settle_gradients()
                     norm = self._gradient_norm(phase, number)
                     gradients = [p.grad for p in self.members[phase.name].values() if p.grad is not None]
                     self.guard.admit(run, output.loss, gradients, next(iter(norm.values()), None))

@@ -24,7 +24,7 @@ from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
 from tests.data.prepared_sets import write_prepared
-from tests.training.two_processes import run_in_two_others
+from tests.training.two_processes import run_in_others
 
 CASES = ["vae-image", "vae-text", "vae-aggressive", "gan-image", "gan-text", "rnn-image", "lanes", "windows"]
 BAD_STEP = 3
@@ -249,5 +249,5 @@ def _one_of_two(rank: int, folder: Path) -> None:
 
 
 def test_all_workers_say_together_whose_row_it_was(tmp_path: Path) -> None:
-    run_in_two_others(_one_of_two, tmp_path)
+    run_in_others(_one_of_two, tmp_path)
     assert (tmp_path / "said-0").read_text() == (tmp_path / "said-1").read_text()

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from tests.conftest import prepared_in_memory
+from tests.made_once import made_once
 from tests.training.parity_cases import ACCUMULATED, CASES, ROLLED, SINGLE, STEPS, STOPPED, save_end, spec_of
 from tests.training.two_processes import run_with_another
 
@@ -37,16 +38,13 @@ def _train_all(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes, this one (rank 0) and another, started once."""
-    folder = tmp_path_factory.mktemp("parity")
-    run_with_another(_train_all, folder)
-    return folder
+    return made_once(tmp_path_factory, "parity", lambda folder: run_with_another(_train_all, folder))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_workers_equal_one(case: str, trained_by_two: Path) -> None:
-    _train(case, 0, 1, trained_by_two)
-    one, two = (load_file(trained_by_two / f"{case}-{size}.safetensors") for size in (1, 2))
-    _assert_equal(two, one)
+def test_two_workers_equal_one(case: str, trained_by_two: Path, tmp_path: Path) -> None:
+    _train(case, 0, 1, tmp_path)
+    _assert_equal(load_file(trained_by_two / f"{case}-2.safetensors"), load_file(tmp_path / f"{case}-1.safetensors"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith(ACCUMULATED)])

@@ -17,6 +17,7 @@ from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import prepared_in_memory
+from tests.made_once import made_once
 from tests.saved_checkpoints import local_checkpoints
 from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, save_end, spec_of
 from tests.training.two_processes import run_with_another
@@ -74,20 +75,18 @@ def _train_all(rank: int, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def trained_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every case trained by two processes, this one (rank 0) and another, started once."""
-    folder = tmp_path_factory.mktemp("shards")
-    run_with_another(_train_all, folder)
-    return folder
+    return made_once(tmp_path_factory, "shards", lambda folder: run_with_another(_train_all, folder))
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_two_workers_with_shards_equal_one(case: str, trained_in_shards: Path) -> None:
-    _train(case, 0, 1, trained_in_shards)
-    one, two = (load_file(trained_in_shards / f"{case}-{size}.safetensors") for size in (1, 2))
+def test_two_workers_with_shards_equal_one(case: str, trained_in_shards: Path, tmp_path: Path) -> None:
+    _train(case, 0, 1, tmp_path)
+    one, two = load_file(tmp_path / f"{case}-1.safetensors"), load_file(trained_in_shards / f"{case}-2.safetensors")
     assert one.keys() == two.keys()
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
     # Checkpoints too: the same files, keys and shapes, and numbers, the optimiser's among them.
-    ones, twos = (local_checkpoints(trained_in_shards / f"{case}-{size}") for size in (1, 2))
+    ones, twos = local_checkpoints(tmp_path / f"{case}-1"), local_checkpoints(trained_in_shards / f"{case}-2")
     assert [folder.name for folder in ones] == [folder.name for folder in twos]
     for whole, gathered in zip(ones, twos, strict=True):
         for file in sorted(whole.glob("*.safetensors")):
@@ -98,13 +97,13 @@ def test_two_workers_with_shards_equal_one(case: str, trained_in_shards: Path) -
 
 
 @pytest.mark.parametrize("case", RESUMED)
-def test_checkpoints_go_on_with_shards_and_without(case: str, trained_in_shards: Path) -> None:
+def test_checkpoints_go_on_with_shards_and_without(case: str, trained_in_shards: Path, tmp_path: Path) -> None:
     expected = load_file(trained_in_shards / f"{case}-1.safetensors")
     by_one, by_two = (local_checkpoints(trained_in_shards / f"{case}-{size}")[0] for size in (1, 2))
     assert by_one.name == by_two.name == "step-00000018"
-    _train(case, 0, 1, trained_in_shards / "resumed", resume_from=by_two)
-    for size in (1, 2):
-        seen = load_file(trained_in_shards / "resumed" / f"{case}-{size}.safetensors")
+    _train(case, 0, 1, tmp_path, resume_from=by_two)
+    for folder, size in ((tmp_path, 1), (trained_in_shards / "resumed", 2)):
+        seen = load_file(folder / f"{case}-{size}.safetensors")
         for name, value in expected.items():
             torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)
 

@@ -17,7 +17,7 @@ from pipeline.training.peak_memory import peak_memory_mib
 from pipeline.training.session import Session
 from pipeline.training.timing import PARTS, STEP_PARTS, DeviceTimer, StepTimer, make_timer, parts_of
 from tests.conftest import FAMILIES, cell_spec, prepared_in_memory
-from tests.training.two_processes import run_in_two_others
+from tests.training.two_processes import run_in_others
 
 SLOW_SECONDS = 0.15
 
@@ -188,7 +188,7 @@ def _time_a_slow_worker(rank: int, folder: Path) -> None:
 
 
 def test_waiting_for_a_slower_worker_is_communication_and_changes_no_gradient(tmp_path: Path) -> None:
-    run_in_two_others(_time_a_slow_worker, tmp_path)
+    run_in_others(_time_a_slow_worker, tmp_path)
     fast, slow = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert fast["seconds"]["communication"] > 0.8 * SLOW_SECONDS > fast["seconds"]["backward"]
     assert slow["seconds"]["backward"] > 0.8 * SLOW_SECONDS > slow["seconds"]["communication"]

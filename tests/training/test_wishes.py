@@ -26,7 +26,7 @@ from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
-from tests.training.two_processes import run_in_two_others
+from tests.training.two_processes import run_in_others
 
 CASES = ["vae-image", "gan-audio", "rnn-carried"]
 OF_THE_CLOCK = ("second", "share", "time", "memory", "utilisation", "flop")
@@ -217,7 +217,7 @@ def _train_two(rank: int, folder: Path) -> None:
 
 
 def test_two_workers_end_after_the_same_step_when_one_of_them_is_asked(tmp_path: Path) -> None:
-    run_in_two_others(_train_two, tmp_path)
+    run_in_others(_train_two, tmp_path)
     ended = {int((tmp_path / f"ended-{rank}").read_text()) for rank in (0, 1)}
     assert len(ended) == 1 and 3 < ended.pop() < 400
     spec = spec_of("rnn-carried", steps=400)

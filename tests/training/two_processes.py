@@ -1,4 +1,4 @@
-"""Two processes that train together in a process group: this one and another, or two others."""
+"""Processes that train together in a process group: this one and another, or two or more others."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def run_with_another(work: Work, folder: Path) -> None:
         continue
 
 
-def run_in_two_others(work: Work, folder: Path) -> None:
-    """Do `work` in two processes, and wait for both."""
-    multiprocessing.spawn(_work, (work, str(folder)), nprocs=2)
+def run_in_others(work: Work, folder: Path, count: int = 2) -> None:
+    """Do `work` in so many processes, and wait for them."""
+    multiprocessing.spawn(_work, (work, str(folder), count), nprocs=count)
 
 
 def _work_as_second(number: int, work: Work, folder: str) -> None:
     _work(number + 1, work, folder)
 
 
-def _work(rank: int, work: Work, folder: str) -> None:
+def _work(rank: int, work: Work, folder: str, count: int = 2) -> None:
     torch.set_num_threads(1)
     where, timeout = f"file://{folder}/rendezvous", timedelta(minutes=2)
-    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=2, timeout=timeout)
+    dist.init_process_group("gloo", init_method=where, rank=rank, world_size=count, timeout=timeout)
     work(rank, Path(folder))
     # A process that leaves while the other still speaks to it is ended by the one's threads.
     dist.barrier()
