@@ -5,8 +5,9 @@
 Each run of `atelier train` is killed several times: its worker, the raylet of the node where that is, or its driver,
 which is then called again. It must end with the undisturbed run's weights bit for bit and its history, step by step,
 in one MLflow run, and leave nothing running. A line a run is printed, and a last one over all; the exit code is 1 when
-there was a fault. With `--minutes` rounds of `--kills` go on with the next seed until that time is over; a case that
-did not come through begins the next round in a storage of its own, since in the old one it would go on where it broke.
+there was a fault. Kills for which a run was too short are made up for in runs of the next seed, so that in the end
+`--kills` were done. With `--minutes` rounds of so many go on until that time is over; a case that did not come through
+begins the next round in a storage of its own, since in the old one it would go on where it broke.
 """
 
 from __future__ import annotations
@@ -36,13 +37,16 @@ def shared_out(count: int, among: int) -> list[int]:
 def soak(
     cases: list[str], kills: int, seed: int, minutes: float, workers: int, say: Callable[[str], None]
 ) -> dict[str, Any]:
-    """Rounds of `kills` over all cases until the minutes are over, one at least; the summary."""
+    """Rounds over all cases until `kills` were done and the minutes are over, or there was a fault; the summary."""
     start, rounds, done, faults = time.monotonic(), 0, 0, 0
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         trials = [Trial(case, Path(folder), workers) for case in cases]
-        while rounds == 0 or time.monotonic() - start < minutes * 60:
+        while (done < kills and not faults) or time.monotonic() - start < minutes * 60:
             with RayNodes() as nodes:  # each lost node has another in its place, at an address of its own
-                for number, count in enumerate(shared_out(kills, len(cases))):
+                # A run may end before its last kill: what is wanting comes in the next round.
+                for number, count in enumerate(shared_out(kills - done if done < kills else kills, len(cases))):
+                    if count == 0:
+                        continue
                     trial = trials[number]
                     try:
                         told = trial.run(nodes, seed + rounds, count, say)

@@ -88,6 +88,23 @@ def test_a_case_that_did_not_come_through_goes_on_in_another_storage_and_is_coun
     assert began[0] != began[1] == began[2]
 
 
+def test_kills_for_which_a_run_was_too_short_are_made_up_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    class SuffersTwoAtMost:
+        def __init__(self, case: str, storage: Path, workers: int) -> None:
+            self.case = case
+
+        def run(self, nodes: Any, seed: int, count: int, say: Any) -> dict[str, Any]:
+            asked.append(count)
+            return {"kills": ["of a worker"] * min(count, 2), "faults": []}
+
+    monkeypatch.setattr(soaking, "Trial", SuffersTwoAtMost)
+    monkeypatch.setattr(soaking, "RayNodes", contextlib.nullcontext)
+    told = soaking.soak([CASE, "another"], 7, SEED, 0.0, 1, print)
+    assert (told["rounds"], told["kills"], told["faults"]) == (2, 7, 0) and asked == [4, 3, 2, 1]
+
+
 @pytest.mark.parametrize("answer", ["", '{"run_id": "of-the-round-before"}'])
 def test_a_driver_that_made_no_run_of_its_own_did_not_come_through(
     answer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
