@@ -93,11 +93,12 @@ class _Layout:
 
 
 class Peers:
-    """The ranks of a training that are processes of one machine and one user: each is connected to rank 0."""
+    """The ranks of a training that are processes of one machine and one user: each is connected to rank 0, and has the
+    same `file` of memory open."""
 
-    def __init__(self, rank: int, connections: list[socket.socket]) -> None:
-        self.rank, self.connections = rank, connections
-        weakref.finalize(self, _close, connections)
+    def __init__(self, rank: int, connections: list[socket.socket], file: int) -> None:
+        self.rank, self.connections, self.file = rank, connections, file
+        weakref.finalize(self, _close, connections, file)
 
     def meet(self) -> None:
         """Wait until every rank is here. Raises: ConnectionError when one has gone, or does not come."""
@@ -115,57 +116,60 @@ class Peers:
     def memory(self, size: int) -> mmap.mmap:
         """So many bytes that all ranks see, zeros at first."""
         if self.rank == 0:
-            file = os.memfd_create("atelier-gradients")
-            os.truncate(file, size)
-            for connection in self.connections:
-                socket.send_fds(connection, [b"\0"], [file])
-        else:
-            said, files, _, _ = socket.recv_fds(self.connections[0], 1, 1)
-            if not said:
-                raise ConnectionError(GONE)
-            file = files[0]
-        try:
-            return mmap.mmap(file, size)
-        finally:
-            os.close(file)
+            os.truncate(self.file, size)
+        self.meet()
+        return mmap.mmap(self.file, size)
 
 
 def find_peers() -> Peers | None:
     """The ranks connected, where all of them find rank 0 on their own machine; None on all of them where one does not.
     A collective of the process group, which must be of CPUs."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
+    connections: list[socket.socket] = []
     with contextlib.ExitStack() as opened:
-        listener = opened.enter_context(_listen(world_size)) if rank == 0 and hasattr(os, "memfd_create") else None
+        listener, file = _offer(world_size, opened) if rank == 0 else (None, -1)
         names: list[object] = [None if listener is None else listener.getsockname()]
         dist.broadcast_object_list(names, src=0)
-        connections: list[socket.socket] = []
         if rank > 0 and isinstance(names[0], bytes):
             with contextlib.suppress(OSError):
                 connections.append(_connect(names[0]))
         found = torch.tensor(int(listener is not None or bool(connections)))
         dist.all_reduce(found, dist.ReduceOp.MIN)
         if not found:
-            _close(connections)
+            _close(connections, file)
             return None
-        if listener is not None:
-            while len(connections) < world_size - 1:
-                connection, _ = listener.accept()
-                connection.settimeout(TIMEOUT)
-                # Whoever is on the machine can see the name of the socket.
-                if _user_of(connection) == os.getuid():
-                    connections.append(connection)
-                else:
-                    connection.close()
-    return Peers(rank, connections)
+        while listener is not None and len(connections) < world_size - 1:
+            connection, _ = listener.accept()
+            # Whoever is on the machine can see the name of the socket.
+            if _user_of(connection) != os.getuid():
+                connection.close()
+                continue
+            connection.settimeout(TIMEOUT)
+            socket.send_fds(connection, [b"\0"], [file])
+            connections.append(connection)
+    if rank > 0:
+        said, files, _, _ = socket.recv_fds(connections[0], 1, 1)
+        if not said:
+            raise ConnectionError(GONE)
+        file = files[0]
+    return Peers(rank, connections, file)
 
 
-def _listen(most: int) -> socket.socket:
-    """At a name that nobody else has and that leaves no file behind (Linux's abstract names)."""
-    listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0atelier-{secrets.token_hex(16)}")
-    listener.listen(most)
+def _offer(most: int, opened: contextlib.ExitStack) -> tuple[socket.socket | None, int]:
+    """What rank 0 offers the others: a socket to connect to, at a name that nobody else has and that leaves no file
+    behind (Linux's abstract names), and a file in memory, without a name. None and -1 on a system that has neither."""
+    try:
+        file = os.memfd_create("atelier-gradients")
+    except (AttributeError, OSError):
+        return None, -1
+    listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+    try:
+        listener.bind(f"\0atelier-{secrets.token_hex(16)}")
+        listener.listen(most)
+    except OSError:
+        return None, file
     listener.settimeout(TIMEOUT)
-    return listener
+    return listener, file
 
 
 def _connect(name: bytes) -> socket.socket:
@@ -184,6 +188,8 @@ def _user_of(connection: socket.socket) -> int:
     return int(CREDENTIALS.unpack(credentials)[1])
 
 
-def _close(connections: Iterable[socket.socket]) -> None:
+def _close(connections: Iterable[socket.socket], file: int) -> None:
     for connection in connections:
         connection.close()
+    if file >= 0:
+        os.close(file)
