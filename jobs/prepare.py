@@ -26,13 +26,14 @@ def prepare(
         from pipeline.spec import load_spec
 
         spec = load_spec(conf, overrides)
+        from pipeline.workflow import EXAMPLES, prepare_job
+
+        prepared, watch = prepare_job(spec, terminal, address)
         from pipeline.data.card import card_text
         from pipeline.data.difference import difference
         from pipeline.data.prepared import open_prepared
         from pipeline.storage import open_store
-        from pipeline.workflow import EXAMPLES, prepare_job
 
-        prepared, watch = prepare_job(spec, terminal, address)
         manifest = prepared.manifest
         terminal.show(card_text(manifest.as_dict()))
         seen = prepared.store.path(EXAMPLES) if prepared.store.exists(EXAMPLES) else None

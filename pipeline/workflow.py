@@ -84,7 +84,6 @@ def read_state(store: Store, key: str) -> dict[str, Any]:
 
 def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None = None) -> tuple[Prepared, Stopwatch]:
     """Prepare the corpus of `spec`, or find it prepared."""
-    from pipeline.data.prepare import prepare
     from pipeline.ray_session import ray_session
 
     watch = Stopwatch()
@@ -98,10 +97,24 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
         watch.add("ray_start", time.time() - start)
         with watch.stage("prepare"):
             hashing.result()
+            _begin_new(spec, store, corpus)
+        from pipeline.data.prepare import prepare
+
+        with watch.stage("prepare"):
             prepared = prepare(spec, store, progress, corpus)
         with watch.stage("examples"):
             _show_examples(prepared)
     return prepared, watch
+
+
+def _begin_new(spec: RunSpec, store: Store, corpus: Corpus) -> None:
+    """Let workers start for a set that is not there yet, while the driver imports what it needs to prepare it."""
+    from pipeline.data.manifest import FOLDER, MANIFEST, prepared_key
+
+    if not store.exists(FOLDER, prepared_key(spec, corpus), MANIFEST):
+        from pipeline.data.spread import begin
+
+        begin()
 
 
 def _show_examples(prepared: Prepared) -> None:
@@ -157,12 +170,14 @@ def train_job(
 
     with ray_session(address):
         watch.add("ray_start", time.time() - start)
+        with watch.stage("prepare"):
+            hashing.result()
+            _begin_new(spec, store, corpus)
         from pipeline.data.prepare import prepare
 
         with watch.stage("tracking"):
             tracking = opening.result()
         with watch.stage("prepare"):
-            hashing.result()
             prepared = prepare(spec, store, progress, corpus)
             end_data_actors()
             prepared.verify(progress)

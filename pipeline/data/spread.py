@@ -6,6 +6,7 @@ here: with torch behind it a worker started a second and a half later. Assumes t
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import pickle
 from collections.abc import Callable, Iterator
@@ -22,6 +23,28 @@ ITEMS = "items"
 ANSWERS = "answers"
 
 Item = dict[str, Any]
+
+
+def begin() -> None:
+    """Start, without waiting for it, what stages run on where Ray is this process's own: Ray Data's two actors, and
+    workers that import what stages need. The driver has its own imports to make meanwhile."""
+    from pipeline.ray_session import free_slots, is_own
+
+    if not is_own():
+        return
+    importing = ray.remote(num_cpus=1)(import_stages)
+    for _ in range(free_slots(1)):
+        importing.remote()
+    with contextlib.suppress(ImportError):  # of another version of Ray: they then start with the first stage
+        from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator
+        from ray.data._internal.stats import get_or_create_stats_actor
+
+        get_or_create_stats_actor()
+        get_or_create_autoscaling_coordinator()
+
+
+def import_stages() -> None:
+    import pipeline.data.stages  # noqa: F401
 
 
 def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
