@@ -6,11 +6,12 @@ has it; every other unit (a range of a file) has a part of its own name.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from pipeline.data.parts import Part, find_parts, part_name, part_of
+from pipeline.data.parts import Part, find_parts, part_entry, part_name, part_of
 from pipeline.data.records import Corpus, Unit, unit_identity
 from pipeline.storage import Store
 
@@ -22,6 +23,14 @@ class Catalogue:
     store: Store
     corpus: Corpus
     limit: int | None
+    entries: dict[str, dict[str, Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.files = {file.name: file.digest for file in self.corpus.files()}
+
+    def add(self, name: str, rows: int) -> None:
+        """A part of one of the `missing` units was written: what it says of itself need not be read again."""
+        self.entries[name] = part_entry(self.units[name], rows)
 
     def missing(self) -> list[Unit]:
         """The units that no part has."""
@@ -51,8 +60,7 @@ class Catalogue:
         return found
 
     def _look(self) -> None:
-        self.files = {file.name: file.digest for file in self.corpus.files()}
-        self.entries = find_parts(self.store)
+        self.entries = find_parts(self.store, self.entries)
         known: set[tuple[str, str]] = set()
         if self.limit is None:
             whole = (entry for entry in self.entries.values() if entry["whole_files"])

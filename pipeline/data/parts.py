@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from operator import itemgetter
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -144,10 +145,9 @@ class _opened:
 
 def write_part(store: Store, unit: Unit, rows: Iterable[Row]) -> Part:
     """Write the part of a unit: its rows first, then the file that says it is whole."""
-    identity = unit_identity(unit)
-    name = part_name(identity)
+    name = part_name(unit_identity(unit))
     count = _write(store, f"{name}.parquet", rows, PART_SCHEMA)
-    entry = {"unit": identity, "files": unit["files"], "whole_files": unit.get("whole_files", False), "rows": count}
+    entry = part_entry(unit, count)
     # Not indented: with thousands of files Python's slow encoder took a tenth of the reading.
     store.write_bytes(json.dumps(entry).encode(), f"{name}.json")
     return part_of(store, name, entry)
@@ -205,10 +205,16 @@ def _table(rows: list[tuple[Any, ...]], schema: pa.Schema) -> pa.Table:
     return pa.Table.from_arrays(arrays, schema=schema)
 
 
-def find_parts(store: Store) -> dict[str, dict[str, Any]]:
-    """What the folder says of each whole part in it, by name."""
+def part_entry(unit: Unit, rows: int) -> dict[str, Any]:
+    """What the file beside a part says of it."""
+    whole = unit.get("whole_files", False)
+    return {"unit": unit_identity(unit), "files": unit["files"], "whole_files": whole, "rows": rows}
+
+
+def find_parts(store: Store, known: Mapping[str, dict[str, Any]] = MappingProxyType({})) -> dict[str, dict[str, Any]]:
+    """What the folder says of each whole part in it, by name; of those that are `known` it is not read again."""
     names = [name.removesuffix(".json") for name in store.list_names() if name.endswith(".json")]
-    return {name: store.read_json(f"{name}.json") for name in names}
+    return {name: known[name] if name in known else store.read_json(f"{name}.json") for name in names}
 
 
 def part_of(store: Store, name: str, entry: dict[str, Any]) -> Part:

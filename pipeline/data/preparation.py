@@ -27,7 +27,7 @@ from pipeline.data.manifest import FORMAT_VERSION, SPLITS, Manifest, reading_key
 from pipeline.data.parts import PARTS_FOLDER, Part, forget
 from pipeline.data.prepared import Records
 from pipeline.data.prompts import PROMPTS_KEPT, is_cut
-from pipeline.data.records import Corpus, Unit
+from pipeline.data.records import Corpus
 from pipeline.data.selection import Rows, Selection, load_rows, put_numbers, select, stale_parts
 from pipeline.data.shards import rows_per_shard
 from pipeline.data.spread import spread
@@ -108,21 +108,23 @@ class Preparation:
         there.make_dir()
         there.sweep()
         catalogue = Catalogue(there, self.corpus, self.spec.data.limit)
-        self._read_units(catalogue.missing(), there)
-        stale = stale_parts(catalogue.parts(), self.lists.opt_out)
+        self._read_missing(catalogue)
+        self.parts = catalogue.parts()
+        stale = stale_parts(self.parts, self.lists.opt_out)
         for part in stale:
             forget(part)
         if stale:
-            self._read_units(catalogue.missing(), there)
-        self.parts = catalogue.parts()
+            self._read_missing(catalogue)
+            self.parts = catalogue.parts()
         return load_rows(self.parts, catalogue.ranks(self.parts))
 
-    def _read_units(self, units: list[Unit], there: Store) -> None:
-        data = self.spec.data
-        stage = ReadStage(self.corpus, self.codec.state(), data, self.lists, there)
+    def _read_missing(self, catalogue: Catalogue) -> None:
+        units = catalogue.missing()
+        stage = ReadStage(self.corpus, self.codec.state(), self.spec.data, self.lists, catalogue.store)
         total, done = sum(unit["bytes"] for unit in units) // 2**20, 0
         items = [{"unit": json.dumps(unit), "bytes": unit["bytes"]} for unit in units]
         for answer in spread(items, stage):
+            catalogue.add(answer["part"], answer["rows"])
             done += answer["bytes"]
             self.progress("prepare", done // 2**20, total, "reading, MB")
         self.files_read += len({name for unit in units for name, _ in unit["files"]})

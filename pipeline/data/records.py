@@ -129,6 +129,7 @@ class Corpus(ABC):
     def __init__(self, source: Any, modality: Modality) -> None:
         self.source, self.modality = source, modality
         self._files: list[SourceFile] | None = None
+        self._fingerprint: str | None = None
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the files: a worker needs only what its unit says of them."""
@@ -161,10 +162,12 @@ class Corpus(ABC):
 
     def fingerprint(self) -> str:
         """The sha256 over the names and digests of the corpus's files."""
-        digest = hashlib.sha256()
-        for file in self.files():
-            digest.update(f"{file.name}\0{file.digest}\n".encode())
-        return digest.hexdigest()
+        if self._fingerprint is None:
+            digest = hashlib.sha256()
+            for file in self.files():
+                digest.update(f"{file.name}\0{file.digest}\n".encode())
+            self._fingerprint = digest.hexdigest()
+        return self._fingerprint
 
     def units(self, limit: int | None = None, known: Known = frozenset()) -> list[Unit]:
         """Work items that together hold all records, or `limit` of them evenly spaced over the corpus.

@@ -50,7 +50,7 @@ class ReadStage:
     store: Store
 
     def __call__(self, item: dict[str, Any]) -> dict[str, Any]:
-        """`unit` (JSON) and its `bytes` → the same bytes, and how many `rows` the part has."""
+        """`unit` (JSON) and its `bytes` → the same bytes, the name of the `part` and how many `rows` it has."""
         self.codec = codec_from_state(self.codec_state)
         self.cleaner = make_cleaner(self.data.cleaning, self.codec.modality, self.lists)
         unit = json.loads(item["unit"])
@@ -59,7 +59,7 @@ class ReadStage:
         records = (record for chunk in _chunks(self.corpus.read(unit), 16) for record in chunk)
         rows = (row for record in records for row in self._rows(record, places))
         part = write_part(self.store, unit, self._finished(rows))
-        return {"bytes": item["bytes"], "rows": part.num_rows}
+        return {"bytes": item["bytes"], "part": part.name, "rows": part.num_rows}
 
     def _rows(self, record: Record, places: dict[str, int]) -> Iterator[Row]:
         group = record["group"]
