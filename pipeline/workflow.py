@@ -97,7 +97,7 @@ def prepare_job(spec: RunSpec, progress: Progress = silent, address: str | None 
         watch.add("ray_start", time.time() - start)
         with watch.stage("prepare"):
             hashing.result()
-            _begin_new(spec, store, corpus)
+        _begin_new(spec, store, corpus)
         from pipeline.data.prepare import prepare
 
         with watch.stage("prepare"):
@@ -172,7 +172,7 @@ def train_job(
         watch.add("ray_start", time.time() - start)
         with watch.stage("prepare"):
             hashing.result()
-            _begin_new(spec, store, corpus)
+        _begin_new(spec, store, corpus)
         from pipeline.data.prepare import prepare
 
         with watch.stage("tracking"):
