@@ -10,7 +10,6 @@ import contextlib
 import logging
 import pickle
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import ray
@@ -41,6 +40,7 @@ def begin() -> None:
 
         get_or_create_stats_actor()
         get_or_create_autoscaling_coordinator()
+    ray.data.DataContext.get_current()  # the first one imports Ray's state API
 
 
 def import_stages() -> None:
@@ -89,11 +89,14 @@ def _at_once() -> int | None:
     return real if 0 < real < int(ray.cluster_resources().get("CPU", 0)) else None
 
 
-@dataclass
 class Told:
-    """A stage whose own errors come back as answers: Ray Data wraps what is raised, and loses it on the way."""
+    """A stage whose own errors come back as answers: Ray Data wraps what is raised, and loses it on the way.
 
-    stage: Callable[[Item], Item]
+    No dataclass: of those Ray Data describes every field to itself, down to the names of all files.
+    """
+
+    def __init__(self, stage: Callable[[Item], Item]) -> None:
+        self.stage = stage
 
     def __call__(self, row: dict[str, bytes]) -> dict[str, bytes]:
         """`ITEMS` → `ANSWERS`, an answer each, or the error of one; both pickled."""
