@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from PIL import Image
+
+_LEVELS = np.arange(256)
+_SQUARES = _LEVELS**2
 
 
 def grey_deviation(picture: np.ndarray) -> float:
@@ -12,7 +17,6 @@ def grey_deviation(picture: np.ndarray) -> float:
     Colour becomes grey as in the codecs (ITU-R 601-2 luma, rounded to 8 bits); half black and half white gives 0.5.
     """
     grey = Image.fromarray(picture[..., 0] if picture.shape[-1] == 1 else picture).convert("L")
-    counts = np.array(grey.histogram(), np.float64)
-    levels = np.arange(256) / 255
-    mean = (counts * levels).sum() / counts.sum()
-    return float(np.sqrt((counts * (levels - mean) ** 2).sum() / counts.sum()))
+    counts = np.array(grey.histogram())
+    number, total, squares = picture.shape[0] * picture.shape[1], int(counts @ _LEVELS), int(counts @ _SQUARES)
+    return math.sqrt(number * squares - total**2) / number / 255  # of whole numbers, so without rounding until here
