@@ -74,8 +74,10 @@ def _read(picture: Image.Image, channels: int, max_bytes: int, needed: tuple[int
     if format == "JPEG" or format == "MPO":
         orientation = _orientation(picture)
         size = needed if needed is None or orientation < 5 else needed[::-1]
+        enough = None if size is None else (2 * size[1], 2 * size[0])
         # Luma is stored on its own: the colours of a picture that is to be grey need not be decoded.
-        picture.draft("L" if channels == 1 else None, None if size is None else (2 * size[1], 2 * size[0]))
+        if channels == 1 or (enough is not None and width >= 2 * enough[0] and height >= 2 * enough[1]):
+            picture.draft("L" if channels == 1 else None, enough)
         picture.load()
     else:
         picture.load()

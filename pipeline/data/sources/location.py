@@ -77,6 +77,14 @@ class Location:
         stream = self.store.filesystem.open_input_file(self.path_of(name))
         return cast(BinaryIO, io.BufferedReader(stream, REMOTE_BUFFER_BYTES))
 
+    def read(self, name: str) -> bytes:
+        """All bytes of a file. Raises: OSError."""
+        if self.is_local:
+            with open(self.path_of(name), "rb", buffering=0) as file:  # a buffer is a third of a small file's time
+                return file.read()
+        with self.open(name) as stream:
+            return stream.read()
+
     def state(self, name: str) -> FileState:
         """A file's size and time as they are now. Raises: OSError when it is not there."""
         if self.is_local:

@@ -199,8 +199,7 @@ class PathCorpus(Corpus):
         """All of a file. Raises: CorpusError when it was changed, OSError when it cannot be read."""
         (name, digest), (size, _) = unit["files"][number], unit["guard"][number]
         try:
-            with self.location.open(name) as file:
-                data = file.read()
+            data = self.location.read(name)
         except FileNotFoundError:
             if digest == UNREADABLE:
                 raise
