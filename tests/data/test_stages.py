@@ -15,8 +15,10 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
+from pipeline.data.catalogue import Catalogue
 from pipeline.data.cleaning import Lists, OptOut
 from pipeline.data.codec import make_codec
+from pipeline.data.corpus import open_corpus
 from pipeline.data.cuts import plan_shards
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import SPLITS
@@ -59,6 +61,22 @@ def read(corpus: Corpus, data: DataSpec, store: Store, lists: Lists = Lists(), n
     assert stage({"unit": json.dumps(unit), "bytes": 1})["bytes"] == 1
     ((name, entry),) = find_parts(store).items()
     return part_of(store, name, entry)
+
+
+def test_a_catalogue_that_is_told_of_a_part_knows_what_it_would_read(tmp_path: Path) -> None:
+    (tmp_path / "corpus").mkdir()
+    for name, text in (("a.txt", "one"), ("b.txt", "two")):
+        (tmp_path / "corpus" / name).write_text(text)
+    data = data_spec({"kind": "bytes"}, source={"kind": "files", "path": str(tmp_path / "corpus")})
+    corpus = open_corpus(data.source, "text")
+    catalogue = Catalogue(open_store(str(tmp_path / "parts")), corpus, None)
+    (unit,) = catalogue.missing()
+    stage = ReadStage(corpus, make_codec(data.codec).state(), data, Lists(), catalogue.store)
+    answer = stage({"unit": json.dumps(unit), "bytes": unit["bytes"]})
+    catalogue.add(answer["part"], answer["rows"])
+    assert catalogue.entries == find_parts(catalogue.store)
+    assert catalogue.parts() == Catalogue(catalogue.store, corpus, None).parts() != []
+    assert catalogue.missing() == []
 
 
 def table_of(part: Part) -> list[dict[str, Any]]:
