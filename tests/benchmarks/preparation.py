@@ -6,7 +6,8 @@
 
 Both sides do the same cleaning and encoding, with the same functions, in two processes, and in turn, twice; a run of
 ours is `atelier prepare` in a new storage (reading, cleaning, masking, near duplicates, split, shards with
-checksums), timed from the moment Ray is up, or as a whole with Ray's start. Needs `datasets` (the extra
+checksums), timed from the moment Ray is up and the driver has imported what it needs, as the other side is after its
+imports, or as a whole with Ray's start. Needs `datasets` (the extra
 `huggingface`). Prints one JSON line a run; needs `--data`, the folder with the real corpora.
 """
 
