@@ -170,9 +170,13 @@ def train_job(
 
     with ray_session(address):
         watch.add("ray_start", time.time() - start)
-        with watch.stage("prepare"):
-            hashing.result()
-        _begin_new(spec, store, corpus)
+        try:
+            with watch.stage("prepare"):
+                hashing.result()
+            _begin_new(spec, store, corpus)
+        except BaseException:
+            opening.join()  # not to leave a new store in the middle of its migrations
+            raise
         from pipeline.data.prepare import prepare
 
         with watch.stage("tracking"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -18,6 +19,7 @@ def made_once(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path
     folder, unfinished = base / name, base / f"{name}-unfinished"
     with FileLock(base / f"{name}.lock"):
         if not folder.exists():
+            shutil.rmtree(unfinished, ignore_errors=True)  # of a process in which it failed
             unfinished.mkdir()
             make(unfinished)
             unfinished.rename(folder)

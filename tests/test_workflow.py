@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import workflow
+from pipeline.data import manifest, spread
 from pipeline.errors import NonFiniteLossError, TrackingError
 from pipeline.outcome import Stopwatch
 from pipeline.progress import silent
@@ -95,3 +96,17 @@ def test_what_ended_a_run_is_raised_though_mlflow_does_not_answer(
     else:
         tags = [{"atelier.error": str(failure)}] if isinstance(failure, NonFiniteLossError) else []
         assert tried == [*tags, "FAILED"]
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_workers_start_early_only_for_a_set_that_is_not_there(
+    there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    began: list[bool] = []
+    monkeypatch.setattr(spread, "begin", lambda: began.append(True))
+    monkeypatch.setattr(manifest, "prepared_key", lambda spec, corpus: "key")
+    store = open_store(str(tmp_path))
+    if there:
+        store.write_bytes(b"{}", manifest.FOLDER, "key", manifest.MANIFEST)
+    workflow._begin_new(spec_of(), store, SimpleNamespace())  # type: ignore[arg-type]
+    assert began == ([] if there else [True])

@@ -21,6 +21,9 @@ from pipeline.errors import AtelierError
 ITEMS = "items"
 ANSWERS = "answers"
 
+MOST_BEGUN = 8
+"""Workers that are started before it is known how much there is to read; more start with the first stage."""
+
 Item = dict[str, Any]
 
 
@@ -32,7 +35,7 @@ def begin() -> None:
     if not is_own():
         return
     importing = ray.remote(num_cpus=1)(import_stages)
-    for _ in range(free_slots(1)):
+    for _ in range(min(free_slots(1), MOST_BEGUN)):
         importing.remote()
     with contextlib.suppress(ImportError):  # of another version of Ray: they then start with the first stage
         from ray.data._internal.cluster_autoscaler import get_or_create_autoscaling_coordinator

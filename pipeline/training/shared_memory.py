@@ -1,9 +1,9 @@
 """Ranks on the CPUs of one machine average their gradients through memory that they share.
 
-Plain PyTorch, in every training worker. Between processes of one machine gloo still sends through its network: 4.4 MB
-of gradients take 4.7 ms on two cores that compute, and 1.2 ms this way (docs/speed.md). It is a reduce-scatter
-and an all-gather (Thakur et al. 2005): every rank sums its stretch of all gradients, in the order of the
-ranks, so that all ranks get the same bits every time.
+Plain PyTorch, in every training worker. Between processes of one machine gloo still sends through its network: an
+average of 4.4 MB took 4.7 ms on two cores, and takes 1.2 ms this way. It is a reduce-scatter and an all-gather (Thakur
+et al. 2005): every rank sums its stretch of all gradients, in the order of the ranks, so that all ranks get the same
+bits every time.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ import secrets
 import socket
 import struct
 import weakref
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Mapping
 
 import torch
 import torch.distributed as dist
@@ -26,7 +27,7 @@ from pipeline.training.holding import Holding
 
 TIMEOUT = 1800.0
 """Seconds that a rank waits for another one; torch's own for process groups."""
-GONE = "another training worker has gone, or does not answer, in the middle of a step"
+GONE = "another training worker has gone, or does not answer"
 CREDENTIALS = struct.Struct("3i")
 """The process, user and group at the other end of a socket, as Linux says them."""
 
@@ -52,6 +53,10 @@ class SharedHolding(Holding):
         dtype = parameters[0].dtype
         memory = peers.memory((world_size + 1) * count * dtype.itemsize)
         self.memory = torch.frombuffer(memory, dtype=dtype).view(world_size + 1, count)
+        # Memory that nobody has written to is not taken yet, and what is looked for then would fit beside it.
+        self.memory[peers.rank].zero_()
+        if peers.rank == 0:
+            self.memory[world_size].zero_()
         self._layouts: dict[tuple[str, ...], _Layout] = {}
 
     def wrapped(self, module: nn.Module) -> nn.Module:
@@ -60,70 +65,90 @@ class SharedHolding(Holding):
     @torch.no_grad()
     def settle_gradients(self, names: Iterable[str]) -> None:
         present = tuple(name for name in names if self.own[name].grad is not None)
-        if not present:  # all that the phase trains is frozen, on all ranks alike
+        layout = self._layouts.get(present)
+        if layout is None:
+            parameters = {name: self.own[name] for name in present}
+            layout = self._layouts[present] = _Layout(self.memory, parameters, self.peers.rank)
+        if not present:  # all that the phase trains is frozen, on all ranks
+            self.peers.meet(layout.number)
             return
-        if present not in self._layouts:
-            self._layouts[present] = _Layout(self.memory, [self.own[name] for name in present], self.peers.rank)
-        layout = self._layouts[present]
         gradients = [gradient for name in present if (gradient := self.own[name].grad) is not None]
         torch._foreach_copy_(layout.own, gradients)
-        self.peers.meet()
+        self.peers.meet(layout.number)
         torch.add(layout.stretches[0], layout.stretches[1], out=layout.mean)
         for stretch in layout.stretches[2:]:
             layout.mean += stretch
         layout.mean /= self.world_size
-        self.peers.meet()
-        # The next step's gradients go to other places than these are taken from: two meetings a step are enough.
+        # Two meetings are enough: the next run's gradients go to other places than these are taken from, and its means
+        # are written after its first meeting, to which all come with these taken.
+        self.peers.meet(layout.number)
         torch._foreach_copy_(gradients, layout.means)
 
 
 class _Layout:
     """Where the gradients of some parameters lie in the shared memory: `own` as this rank puts them there, `means` as
-    all take them; `stretches`, a rank's each, is what this rank sums up, and `mean` where it puts what comes out."""
+    all take them; `stretches`, a rank's each, is what this rank sums up, and `mean` where it puts what comes out. The
+    `number` is that of the parameters' names."""
 
-    def __init__(self, memory: Tensor, parameters: Sequence[nn.Parameter], rank: int) -> None:
+    def __init__(self, memory: Tensor, parameters: Mapping[str, nn.Parameter], rank: int) -> None:
+        self.number = zlib.crc32("\n".join(parameters).encode())
         ranks = len(memory) - 1
-        sizes = [parameter.numel() for parameter in parameters]
+        sizes = [parameter.numel() for parameter in parameters.values()]
         memory = memory[:, : sum(sizes)]
         own, mean = memory[rank], memory[ranks]
-        self.own = [part.view(p.shape) for part, p in zip(own.split(sizes), parameters, strict=True)]
-        self.means = [part.view(p.shape) for part, p in zip(mean.split(sizes), parameters, strict=True)]
+        self.own = [part.view(p.shape) for part, p in zip(own.split(sizes), parameters.values(), strict=True)]
+        self.means = [part.view(p.shape) for part, p in zip(mean.split(sizes), parameters.values(), strict=True)]
         stretch = slice(rank * sum(sizes) // ranks, (rank + 1) * sum(sizes) // ranks)
         self.stretches, self.mean = list(memory[:ranks, stretch]), mean[stretch]
 
 
 class Peers:
     """The ranks of a training that are processes of one machine and one user: each is connected to rank 0, and has the
-    same `file` of memory open."""
+    same `file` of memory open until it is mapped."""
 
     def __init__(self, rank: int, connections: list[socket.socket], file: int) -> None:
         self.rank, self.connections, self.file = rank, connections, file
-        weakref.finalize(self, _close, connections, file)
+        weakref.finalize(self, _close, connections)
 
-    def meet(self) -> None:
-        """Wait until every rank is here. Raises: ConnectionError when one has gone, or does not come."""
+    def meet(self, number: int = 0) -> None:
+        """Wait until every rank is here, with the same `number` of 32 bits.
+
+        Raises: ConnectionError when one has gone, or does not come; RuntimeError when one has another number.
+        """
+        here = number.to_bytes(4, "little")
         try:
             if self.rank > 0:
-                self.connections[0].sendall(b"\0")
-            if not all(connection.recv(1) for connection in self.connections):
+                self.connections[0].sendall(here)
+            heard = [connection.recv(len(here)) for connection in self.connections]
+            if not all(heard):
                 raise ConnectionError("its end of the connection is closed")
             if self.rank == 0:
                 for connection in self.connections:
-                    connection.sendall(b"\0")
+                    connection.sendall(here)
         except OSError as error:
-            raise ConnectionError(f"{GONE} ({error})") from error
+            _close(self.connections)  # the others hear of it at once, however long this process lives on
+            raise ConnectionError(f"{GONE} (rank {self.rank}: {error})") from error
+        if any(other != here for other in heard):
+            _close(self.connections)
+            raise RuntimeError(
+                "training workers have gradients of different parameters, whose average would mix them up: a phase of "
+                "a model must reach the same parameters on every worker"
+            )
 
     def memory(self, size: int) -> mmap.mmap:
-        """So many bytes that all ranks see, zeros at first."""
+        """So many bytes that all ranks see, zeros at first; once."""
         if self.rank == 0:
             os.truncate(self.file, size)
         self.meet()
-        return mmap.mmap(self.file, size)
+        try:
+            return mmap.mmap(self.file, size)
+        finally:
+            os.close(self.file)
 
 
 def find_peers() -> Peers | None:
     """The ranks connected, where all of them find rank 0 on their own machine; None on all of them where one does not.
-    A collective of the process group, which must be of CPUs."""
+    A collective of the process group, which must be of CPUs. Raises: ConnectionError when one has gone meanwhile."""
     rank, world_size = dist.get_rank(), dist.get_world_size()
     connections: list[socket.socket] = []
     with contextlib.ExitStack() as opened:
@@ -136,22 +161,23 @@ def find_peers() -> Peers | None:
         found = torch.tensor(int(listener is not None or bool(connections)))
         dist.all_reduce(found, dist.ReduceOp.MIN)
         if not found:
-            _close(connections, file)
+            _close(connections)
+            if file >= 0:
+                os.close(file)
             return None
-        while listener is not None and len(connections) < world_size - 1:
-            connection, _ = listener.accept()
-            # Whoever is on the machine can see the name of the socket.
-            if _user_of(connection) != os.getuid():
-                connection.close()
-                continue
-            connection.settimeout(TIMEOUT)
-            socket.send_fds(connection, [b"\0"], [file])
-            connections.append(connection)
-    if rank > 0:
-        said, files, _, _ = socket.recv_fds(connections[0], 1, 1)
-        if not said:
-            raise ConnectionError(GONE)
-        file = files[0]
+        try:
+            while listener is not None and len(connections) < world_size - 1:
+                connection, _ = listener.accept()
+                if _is_ours(connection):  # whoever is on the machine can see the name of the socket
+                    connection.settimeout(TIMEOUT)
+                    socket.send_fds(connection, [b"\0"], [file])
+                    connections.append(connection)
+                else:
+                    connection.close()
+            if rank > 0:
+                _, (file,), _, _ = socket.recv_fds(connections[0], 1, 1)
+        except (OSError, ValueError) as error:
+            raise ConnectionError(f"{GONE} (rank {rank}: {error})") from error
     return Peers(rank, connections, file)
 
 
@@ -162,7 +188,7 @@ def _offer(most: int, opened: contextlib.ExitStack) -> tuple[socket.socket | Non
         file = os.memfd_create("atelier-gradients")
     except (AttributeError, OSError):
         return None, -1
-    listener = opened.enter_context(socket.socket(socket.AF_UNIX))
+    listener = opened.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
     try:
         listener.bind(f"\0atelier-{secrets.token_hex(16)}")
         listener.listen(most)
@@ -173,9 +199,12 @@ def _offer(most: int, opened: contextlib.ExitStack) -> tuple[socket.socket | Non
 
 
 def _connect(name: bytes) -> socket.socket:
-    connection = socket.socket(socket.AF_UNIX)
+    """Raises: OSError where nobody listens, or somebody else."""
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         connection.connect(name)
+        if not _is_ours(connection):
+            raise ConnectionRefusedError("another user listens there")
     except OSError:
         connection.close()
         raise
@@ -183,13 +212,13 @@ def _connect(name: bytes) -> socket.socket:
     return connection
 
 
-def _user_of(connection: socket.socket) -> int:
+def _is_ours(connection: socket.socket) -> bool:
+    """Whether the process at the other end is of this one's user."""
     credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, CREDENTIALS.size)
-    return int(CREDENTIALS.unpack(credentials)[1])
+    _, user, _ = CREDENTIALS.unpack(credentials)
+    return bool(user == os.getuid())
 
 
-def _close(connections: Iterable[socket.socket], file: int) -> None:
+def _close(connections: Iterable[socket.socket]) -> None:
     for connection in connections:
         connection.close()
-    if file >= 0:
-        os.close(file)

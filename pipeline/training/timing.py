@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 STEP_PARTS = ("data", "forward", "backward", "communication", "optimiser", "other")
-"""Of a training step: waiting for its batches; the loss; its gradients; what is left to wait for the other workers'
-gradients when one's own are computed; clipping, the optimiser and the moving average; everything else."""
+"""Of a training step: waiting for its batches; the loss; its gradients; what is left of averaging them over the workers
+when one's own are computed; clipping, the optimiser and the moving average; everything else."""
 REPORT_PARTS = ("report", "validation", "recording", "checkpoint")
 """Between steps: bringing the means together over ranks; scores of the held-out split; handing the report on; saving
 the state, as far as training waits for it."""

@@ -42,6 +42,7 @@ def soak(
     with tempfile.TemporaryDirectory(prefix="soak-") as folder:
         trials = [Trial(case, Path(folder), workers) for case in cases]
         while (done < kills and not faults) or time.monotonic() - start < minutes * 60:
+            before = done
             with RayNodes() as nodes:  # each lost node has another in its place, at an address of its own
                 # A run may end before its last kill: what is wanting comes in the next round.
                 for number, count in enumerate(shared_out(kills - done if done < kills else kills, len(cases))):
@@ -57,6 +58,9 @@ def soak(
                     faults += len(told["faults"])
                     print(json.dumps(told), flush=True)
             rounds += 1
+            if done == before and not faults:
+                faults += 1
+                print(json.dumps({"faults": ["no kill of this round came in time: runs are too short"]}), flush=True)
     minutes_taken = round((time.monotonic() - start) / 60, 1)
     return {"seed": seed, "rounds": rounds, "kills": done, "faults": faults, "minutes": minutes_taken}
 

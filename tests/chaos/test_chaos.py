@@ -103,6 +103,8 @@ def test_kills_for_which_a_run_was_too_short_are_made_up_for(monkeypatch: pytest
     monkeypatch.setattr(soaking, "RayNodes", contextlib.nullcontext)
     told = soaking.soak([CASE, "another"], 7, SEED, 0.0, 1, print)
     assert (told["rounds"], told["kills"], told["faults"]) == (2, 7, 0) and asked == [4, 3, 2, 1]
+    monkeypatch.setattr(SuffersTwoAtMost, "run", lambda *_: {"kills": [], "faults": []})
+    assert soaking.soak([CASE], 7, SEED, 0.0, 1, print)["faults"] == 1  # and not for ever
 
 
 @pytest.mark.parametrize("answer", ["", '{"run_id": "of-the-round-before"}'])

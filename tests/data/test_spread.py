@@ -6,10 +6,15 @@ import dataclasses
 import pickle
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
+from ray.data._internal import cluster_autoscaler as scaling
+from ray.data._internal import stats
 
-from pipeline.data.spread import ITEMS, Told, shares
+from pipeline import ray_session
+from pipeline.data import spread
+from pipeline.data.spread import ITEMS, MOST_BEGUN, Told, shares
 
 
 @pytest.mark.parametrize(("count", "workers"), [(1, 1), (7, 1), (25, 2), (1000, 16), (3, 0)])
@@ -36,3 +41,18 @@ def test_ray_data_is_told_nothing_of_what_a_stage_holds() -> None:
     assert not dataclasses.is_dataclass(told)
     (answers,) = told({ITEMS: pickle.dumps([{"numbers": [1, 2]}])}).values()
     assert pickle.loads(answers) == [{"sum": 3}]
+
+
+@pytest.mark.parametrize(("own", "slots", "expected"), [(False, 2, 0), (True, 2, 2), (True, 64, MOST_BEGUN)])
+def test_a_ray_of_ones_own_starts_a_few_workers_early_and_anothers_none(
+    own: bool, slots: int, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[str] = []
+    importing = SimpleNamespace(remote=lambda: started.append("worker"))
+    monkeypatch.setattr(ray_session, "is_own", lambda: own)
+    monkeypatch.setattr(ray_session, "free_slots", lambda cpus: slots)
+    monkeypatch.setattr(spread.ray, "remote", lambda num_cpus: lambda function: importing)
+    monkeypatch.setattr(stats, "get_or_create_stats_actor", lambda: started.append("stats"))
+    monkeypatch.setattr(scaling, "get_or_create_autoscaling_coordinator", lambda: started.append("coordinator"))
+    spread.begin()
+    assert started == ["worker"] * expected + (["stats", "coordinator"] if own else [])

@@ -9,29 +9,41 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from pipeline.training import shared_memory
 from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
+from pipeline.training.shared_memory import SharedHolding
 from tests.conftest import prepared_in_memory
 from tests.made_once import made_once
-from tests.training.parity_cases import ACCUMULATED, CASES, ROLLED, SINGLE, STEPS, STOPPED, save_end, spec_of
+from tests.training.parity_cases import ACCUMULATED, CASES, ROLLED, SINGLE, STEPS, STOPPED, THAWING, save_end, spec_of
 from tests.training.two_processes import run_with_another
+
+NETWORK = "network:"
+"""Cases whose workers average their gradients over the network, as those of several machines do."""
+OVER_NETWORK = ["vae-image", "gan-audio-options", "rnn-carried", f"{THAWING}gan-audio", f"{ROLLED}{THAWING}vae-image"]
+OVER_NETWORK += [f"{ACCUMULATED}gan-image-options", f"{ACCUMULATED}{ROLLED}rnn-carried"]
 
 
 def _train(case: str, rank: int, world_size: int, folder: Path) -> None:
     torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
+    find_peers = shared_memory.find_peers
     try:
-        spec = spec_of(case)
+        if case.startswith(NETWORK):
+            shared_memory.find_peers = lambda: None
+        spec = spec_of(case.removeprefix(NETWORK))
         session = Session(spec, prepared_in_memory(spec), rank=rank, world_size=world_size)
         end = session.run(LocalHooks(spec))
+        assert world_size == 1 or isinstance(session.stepper.holding, SharedHolding) != case.startswith(NETWORK)
     finally:
         torch.set_default_dtype(torch.float32)
-    assert end.step == (8 if case.startswith(STOPPED) else STEPS)
+        shared_memory.find_peers = find_peers
+    assert end.step == (8 if STOPPED in case else STEPS)
     assert len(session.stepper.course.rollbacks) == (ROLLED in case)
     save_end(session, folder / f"{case}-{world_size}.safetensors")
 
 
 def _train_all(rank: int, folder: Path) -> None:
-    for case in CASES:
+    for case in (*CASES, *(NETWORK + case for case in OVER_NETWORK)):
         _train(case, rank, 2, folder)
 
 
@@ -45,6 +57,15 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_workers_equal_one(case: str, trained_by_two: Path, tmp_path: Path) -> None:
     _train(case, 0, 1, tmp_path)
     _assert_equal(load_file(trained_by_two / f"{case}-2.safetensors"), load_file(tmp_path / f"{case}-1.safetensors"))
+
+
+@pytest.mark.parametrize("case", OVER_NETWORK)
+def test_over_the_network_it_is_the_same(case: str, trained_by_two: Path, tmp_path: Path) -> None:
+    # What one worker takes in one pass two take in parts, and so it must be.
+    whole = case.removeprefix(ACCUMULATED)
+    _train(whole, 0, 1, tmp_path)
+    seen = load_file(trained_by_two / f"{NETWORK}{case}-2.safetensors")
+    _assert_equal(seen, load_file(tmp_path / f"{whole}-1.safetensors"))
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.startswith(ACCUMULATED)])
