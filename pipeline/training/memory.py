@@ -12,6 +12,7 @@ import ctypes
 import gc
 import resource
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -29,8 +30,12 @@ SIGNS = (
     "CUDNN_STATUS_ALLOC_FAILED",
     "could not create a primitive",
     "could not execute a primitive",
+    "can't start new thread",
 )
-"""What the messages of a RuntimeError say where memory was wanting; the last two are oneDNN's, which says no more."""
+"""What the messages of a RuntimeError say where memory was wanting; two of them are oneDNN's, which says no more."""
+LASTING = "could not create a primitive"
+"""Where memory was wanting for the code that oneDNN writes, it cannot write any in that thread afterwards, however much
+memory there is then: its assembler keeps an error of a thread for good (seen with torch 2.13)."""
 LEFT_FREE = 0.1
 """Of what is free on a CPU's machine, what is not given to a try."""
 CGROUP = Path("/sys/fs/cgroup")
@@ -115,10 +120,10 @@ class MicroBatch:
             raise self._error(run, taken, 0)
         self.size = found
 
-    def lower(self, run: Run, module: nn.Module | None, taken: str) -> None:
-        """A pass of `run` did not fit: go on with fewer examples at once, where the spec leaves the number open and no
-        other rank waits. Raises: OutOfMemoryError, naming how many would have fitted; nothing is tried without a
-        `module`, where no rank can compute alone."""
+    def lower(self, run: Run, module: nn.Module | None, taken: str, lasting: bool = False) -> None:
+        """A pass of `run` did not fit: go on with fewer examples at once, where the spec leaves the number open, no
+        other rank waits, and the failure is not a `lasting` one. Raises: OutOfMemoryError, naming how many would have
+        fitted; nothing is tried without a `module`, where no rank can compute alone."""
         if module is None:
             raise self._error(run, taken, None)
         found = 0
@@ -129,7 +134,7 @@ class MicroBatch:
             with within_what_is_free(self.device):
                 found, _ = largest_that_fits(run, module, -(-self.size // 2))
             release(self.device)
-        if not found or not self.auto or self.world_size > 1:
+        if not found or not self.auto or self.world_size > 1 or lasting:
             raise self._error(run, taken, found)
         self.said.append(
             f"{self.size:,} examples at once did not fit in phase '{run.phase}' at step {run.step} ({taken}); it goes "
@@ -156,6 +161,19 @@ class MicroBatch:
 
 def fits(run: Run, module: nn.Module, micro_batch: int) -> list[Tensor] | None:
     """The gradients of a forward and backward pass of `micro_batch` examples, if it fits, and another beside them."""
+    if run.device.type != "cpu":
+        return _gradients(run, module, micro_batch)
+    # In a thread of its own, since a failure may be lasting.
+    with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
+        try:
+            return thread.submit(_gradients, run, module, micro_batch).result()
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            return None
+
+
+def _gradients(run: Run, module: nn.Module, micro_batch: int) -> list[Tensor] | None:
     parts = cut(run.batch_size, micro_batch, run.device)
     trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
     gradients: list[Tensor] = []

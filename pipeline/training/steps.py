@@ -26,7 +26,7 @@ from pipeline.training.freezing import Freezing
 from pipeline.training.guard import Guard, NotFiniteError
 from pipeline.training.health import HealthWarning, note
 from pipeline.training.holding import PhaseModule, make_holding
-from pipeline.training.memory import MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
+from pipeline.training.memory import LASTING, MicroBatch, bytes_to_come, in_short, in_use, is_out_of_memory
 from pipeline.training.optimizer import lr_share, make_optimizer
 from pipeline.training.state import TrainingState
 from pipeline.training.timing import make_timer
@@ -225,9 +225,9 @@ class Stepper:
             except (RuntimeError, MemoryError) as error:
                 if not is_out_of_memory(error):
                     raise
-                taken = f"{in_use(self.device)} ({in_short(error)})"
+                taken, lasting = f"{in_use(self.device)} ({in_short(error)})", LASTING in str(error)
             # After the handler, whose traceback holds what the pass had allocated.
-            self.micro_batch.lower(run, self._alone(phase), taken)
+            self.micro_batch.lower(run, self._alone(phase), taken, lasting)
 
     def _pass(self, phase: Phase, run: Run) -> Output:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from pipeline.spec import RunSpec
 from pipeline.training.accumulation import cut
 from pipeline.training.following import describe
 from pipeline.training.in_process import LocalHooks
-from pipeline.training.memory import _available, bytes_to_come, is_out_of_memory
+from pipeline.training.memory import LASTING, _available, bytes_to_come, is_out_of_memory
 from pipeline.training.session import Session
 from tests.conftest import cell_spec, prepared_in_memory
 
@@ -94,6 +95,32 @@ def test_a_larger_setting_than_a_workers_share_is_all_of_it_bit_for_bit() -> Non
 def test_parts_are_as_few_and_as_equal_as_can_be() -> None:
     assert [part.tolist() for part in cut(8, 3, torch.device("cpu"))] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     assert [len(part) for part in cut(128, 48, torch.device("cpu"))] == [43, 43, 42]
+
+
+def test_a_try_that_fails_for_good_in_its_thread_does_not_hinder_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As oneDNN does where there was no memory for its code; in the thread that trains, it can only be said."""
+    failed = threading.local()
+
+    def of_this_thread(session: Session) -> None:
+        forward = session.stepper.model.forward
+
+        def broken(batch: Batch | None, phase: str, context: Any) -> Any:
+            if context.batch_size > 3 or hasattr(failed, "once"):
+                failed.once = True
+                raise RuntimeError(LASTING)
+            return forward(batch, phase, context)
+
+        session.stepper.model.forward = broken  # type: ignore[method-assign]
+
+    spec = cell_spec("vae", "image", micro_batch="auto")
+    session = Session(spec, prepared_in_memory(spec))
+    of_this_thread(session)
+    session.run(LocalHooks(spec))
+    assert session.stepper.micro_batch.size == 2 and not hasattr(failed, "once")
+    session = Session(spec, prepared_in_memory(spec))
+    monkeypatch.setattr(session.stepper, "find_micro_batch", lambda *_: of_this_thread(session))
+    with pytest.raises(OutOfMemoryError, match=r"2 at once fit: set training\.micro_batch to 2"):
+        session.run(LocalHooks(spec))
 
 
 def test_other_failures_are_not_taken_for_a_want_of_memory() -> None:
