@@ -11,9 +11,10 @@ import contextlib
 import ctypes
 import gc
 import resource
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from pipeline.errors import OutOfMemoryError
 from pipeline.training.accumulation import Run, cut
 
+T = TypeVar("T")
 SIGNS = (
     "DefaultCPUAllocator",
     "out of memory",
@@ -161,16 +163,20 @@ class MicroBatch:
 
 def fits(run: Run, module: nn.Module, micro_batch: int) -> list[Tensor] | None:
     """The gradients of a forward and backward pass of `micro_batch` examples, if it fits, and another beside them."""
-    if run.device.type != "cpu":
-        return _gradients(run, module, micro_batch)
-    # In a thread of its own, since a failure may be lasting.
+    try:
+        return untainted(lambda: _gradients(run, module, micro_batch), run.device)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        return None
+
+
+def untainted(call: Callable[[], T], device: torch.device) -> T:
+    """What `call` gives; on a CPU in a thread of its own, since a want of memory may be `LASTING` in one."""
+    if device.type != "cpu":
+        return call()
     with ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(torch.get_num_threads(),)) as thread:
-        try:
-            return thread.submit(_gradients, run, module, micro_batch).result()
-        except RuntimeError as error:
-            if not is_out_of_memory(error):
-                raise
-            return None
+        return thread.submit(call).result()
 
 
 def _gradients(run: Run, module: nn.Module, micro_batch: int) -> list[Tensor] | None:

@@ -27,7 +27,7 @@ from pipeline.training.epochs import with_limit
 from pipeline.training.initial import load_weights
 from pipeline.training.instruments import Instruments
 from pipeline.training.loop import Hooks, progress_of, run_loop
-from pipeline.training.memory import in_short, in_use, is_out_of_memory, release
+from pipeline.training.memory import in_short, in_use, is_out_of_memory, release, untainted
 from pipeline.training.steps import Stepper
 from pipeline.training.stopping import keeps_best
 from pipeline.training.tensor_cores import tensor_cores
@@ -142,7 +142,7 @@ class Session:
                     raise
                 # The pieces that steps have freed may still be kept for others of their size.
                 release(stepper.device)
-                sums = self._sums(model, quick)
+                sums = untainted(torch.no_grad()(lambda: self._sums(model, quick)), stepper.device)
             model.importance_samples = samples
             signs = self._vital_signs(model, progress)
         if self.world_size > 1:

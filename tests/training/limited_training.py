@@ -38,9 +38,6 @@ def main(micro_batch: str, megabytes: int) -> None:
         )
 
     torch.set_num_threads(1)
-    # Where oneDNN had no memory for the code that it writes, it writes none in that thread any more, and everything
-    # after it fails, now and then: what fits, and going on with it, can be shown only without.
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
     run_job(train)
 
 
