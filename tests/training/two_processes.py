@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as multiprocessing
+from torch import multiprocessing
 
 Work = Callable[[int, Path], None]
 """What a process does, by its rank, in a folder that both see; a function of a module, which the other imports."""
+PRELOADED = ["torch._dynamo", "pipeline.training.session", "tests.conftest"]
 
 
 def run_with_another(work: Work, folder: Path) -> None:
     """Do `work` here as rank 0, beside another process as rank 1, and wait for that."""
-    other = multiprocessing.spawn(_work_as_second, (work, str(folder)), nprocs=1, join=False, daemon=True)
+    other = _start(_work_as_second, (work, str(folder)), 1, join=False, daemon=True)
     _work(0, work, str(folder))
     while not other.join():
         continue
@@ -24,7 +26,13 @@ def run_with_another(work: Work, folder: Path) -> None:
 
 def run_in_others(work: Work, folder: Path, count: int = 2) -> None:
     """Do `work` in so many processes, and wait for them."""
-    multiprocessing.spawn(_work, (work, str(folder), count), nprocs=count)
+    _start(_work, (work, str(folder), count), count)
+
+
+def _start(target: Callable[..., None], arguments: tuple[Any, ...], count: int, **settings: bool) -> Any:
+    """As `torch.multiprocessing.spawn`, from a process that has imported what all of them need: three seconds each."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(PRELOADED)
+    return multiprocessing.start_processes(target, arguments, count, start_method="forkserver", **settings)
 
 
 def _work_as_second(number: int, work: Work, folder: str) -> None:
