@@ -16,7 +16,7 @@ from pipeline.training.shared_memory import SharedHolding
 from tests.conftest import prepared_in_memory
 from tests.made_once import made_once
 from tests.training.parity_cases import ACCUMULATED, CASES, ROLLED, SINGLE, STEPS, STOPPED, THAWING, save_end, spec_of
-from tests.training.two_processes import run_with_another
+from tests.training.two_processes import run_in_others
 
 NETWORK = "network:"
 """Cases whose workers average their gradients over the network, as those of several machines do."""
@@ -49,8 +49,8 @@ def _train_all(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by two processes, this one (rank 0) and another, started once."""
-    return made_once(tmp_path_factory, "parity", lambda folder: run_with_another(_train_all, folder))
+    """Every case trained by two processes, started once."""
+    return made_once(tmp_path_factory, "parity", lambda folder: run_in_others(_train_all, folder))
 
 
 @pytest.mark.parametrize("case", CASES)

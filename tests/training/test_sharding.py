@@ -20,7 +20,7 @@ from tests.conftest import prepared_in_memory
 from tests.made_once import made_once
 from tests.saved_checkpoints import local_checkpoints
 from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, save_end, spec_of
-from tests.training.two_processes import run_with_another
+from tests.training.two_processes import run_in_others
 
 IN_BLOCKS = "in-blocks:"
 """Cases in which every block is put together by itself, however small."""
@@ -74,8 +74,8 @@ def _train_all(rank: int, folder: Path) -> None:
 
 @pytest.fixture(scope="module")
 def trained_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every case trained by two processes, this one (rank 0) and another, started once."""
-    return made_once(tmp_path_factory, "shards", lambda folder: run_with_another(_train_all, folder))
+    """Every case trained by two processes, started once."""
+    return made_once(tmp_path_factory, "shards", lambda folder: run_in_others(_train_all, folder))
 
 
 @pytest.mark.parametrize("case", CASES)

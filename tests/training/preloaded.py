@@ -1,0 +1,13 @@
+"""What processes of tests begin with: imported once, in the process that they are forked from (`two_processes.py`)."""
+
+# ruff: noqa: F401
+
+import gc
+
+import torch._dynamo  # the first optimizer imports it
+
+import pipeline.training.session
+import tests.conftest
+
+gc.collect()
+gc.freeze()
