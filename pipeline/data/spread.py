@@ -17,6 +17,7 @@ import ray.data
 from ray.data import TaskPoolStrategy
 
 from pipeline.errors import AtelierError
+from pipeline.ray_session import free_slots, is_own
 
 ITEMS = "items"
 ANSWERS = "answers"
@@ -30,8 +31,6 @@ Item = dict[str, Any]
 def begin() -> None:
     """Start, without waiting for it, what stages run on where Ray is this process's own: Ray Data's two actors, and
     workers that import what stages need. The driver has its own imports to make meanwhile."""
-    from pipeline.ray_session import free_slots, is_own
-
     if not is_own():
         return
     importing = ray.remote(num_cpus=1)(import_stages)
@@ -54,11 +53,11 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
     """The stage's answer to each item, as they come, from Ray Data's workers; its own errors as they were raised."""
     if not items:
         return
-    at_once = _at_once()
-    rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, at_once or int(ray.cluster_resources()["CPU"]))]
+    processors = free_slots(1)
+    rows = [{ITEMS: pickle.dumps(some)} for some in shares(items, processors)]
     # Not `from_arrow`, which sends a task to other workers for the size of each block.
     given = ray.data.from_items(rows, override_num_blocks=len(rows))
-    dataset = given.map(Told(stage), compute=TaskPoolStrategy(at_once and min(at_once, len(rows))))
+    dataset = given.map(Told(stage), **options(processors, len(rows)))
     dataset.context.enable_progress_bars = False
     # Answers are small. With a budget for them Ray Data ran one task alone until its own actor had told it how many
     # processors there are: for one to three seconds of each stage.
@@ -75,7 +74,7 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
 
 def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
     """The items in order in shares, each of which is one task: half of what is left shared out among the workers, so
-    that the last ones are single. Ray Data sees what has ended ten times a second, and a worker waits for that."""
+    that the last ones are single: each task costs Ray and Ray Data a tenth of a second."""
     start = 0
     while start < len(items):
         stop = start + max(1, (len(items) - start) // (2 * max(1, workers)))
@@ -83,13 +82,17 @@ def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
         start = stop
 
 
-def _at_once() -> int | None:
-    """How many tasks keep all processors busy, where Ray was told of more than there are; each of more workers would
-    first import all that the others have imported."""
-    from pipeline.ray_session import free_slots
-
-    real = free_slots(1)
-    return real if 0 < real < int(ray.cluster_resources().get("CPU", 0)) else None
+def options(processors: int, tasks: int) -> dict[str, Any]:
+    """Of the map, so that as many tasks run at once as keep all processors busy, where Ray was told of more than there
+    are: each of more workers would first import all that the others have imported."""
+    told = int(ray.cluster_resources().get("CPU", 0))
+    if not 0 < processors < told:
+        return {}
+    if is_own():
+        # The others wait in Ray's own queue: Ray Data, told of a number, sees what has ended ten times a second, and
+        # between two tasks a worker waited 0.2 s. Where others share the processors, such tasks might wait for ever.
+        return {"num_cpus": told // processors}
+    return {"compute": TaskPoolStrategy(min(processors, tasks))}
 
 
 class Told:

@@ -12,7 +12,6 @@ import pytest
 from ray.data._internal import cluster_autoscaler as scaling
 from ray.data._internal import stats
 
-from pipeline import ray_session
 from pipeline.data import spread
 from pipeline.data.spread import ITEMS, MOST_BEGUN, Told, shares
 
@@ -49,10 +48,23 @@ def test_a_ray_of_ones_own_starts_a_few_workers_early_and_anothers_none(
 ) -> None:
     started: list[str] = []
     importing = SimpleNamespace(remote=lambda: started.append("worker"))
-    monkeypatch.setattr(ray_session, "is_own", lambda: own)
-    monkeypatch.setattr(ray_session, "free_slots", lambda cpus: slots)
+    monkeypatch.setattr(spread, "is_own", lambda: own)
+    monkeypatch.setattr(spread, "free_slots", lambda cpus: slots)
     monkeypatch.setattr(spread.ray, "remote", lambda num_cpus: lambda function: importing)
     monkeypatch.setattr(stats, "get_or_create_stats_actor", lambda: started.append("stats"))
     monkeypatch.setattr(scaling, "get_or_create_autoscaling_coordinator", lambda: started.append("coordinator"))
     spread.begin()
     assert started == ["worker"] * expected + (["stats", "coordinator"] if own else [])
+
+
+@pytest.mark.parametrize(
+    ("own", "told", "expected"),
+    [(True, 4, {"num_cpus": 2}), (True, 2, {}), (True, 5, {"num_cpus": 2}), (False, 4, {"compute": 2}), (False, 2, {})],
+)
+def test_as_many_tasks_run_at_once_as_there_are_processors(
+    own: bool, told: int, expected: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(spread, "is_own", lambda: own)
+    monkeypatch.setattr(spread.ray, "cluster_resources", lambda: {"CPU": float(told)})
+    options = spread.options(2, 7)
+    assert options == (expected if "compute" not in expected else {"compute": spread.TaskPoolStrategy(2)})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import posixpath
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -75,7 +76,7 @@ class NamedCorpus(PathCorpus):
         """Label, group, prompt and split of a path in the corpus."""
         source, label, split = self.source, None, None
         if source.label_from == "folder":
-            label = PurePosixPath(name).parent.name or None
+            label = posixpath.basename(posixpath.dirname(name)) or None
         elif source.label_pattern is not None:
             label = _first_group(source.label_pattern, name)
         group = _first_group(source.group_pattern, name) if source.group_pattern is not None else None
