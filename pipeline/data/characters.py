@@ -20,10 +20,14 @@ CHARACTERS_COUNTED_AT_ONCE = 2**20
 
 
 class BytesCodec(TextCodec):
-    """UTF-8 bytes: 256 symbols, nothing to fit, nothing unknown; every text comes back exactly."""
+    """UTF-8 bytes: nothing to fit, nothing unknown; every text comes back exactly.
+
+    245 symbols, since UTF-8 has no byte from 0xF5 on (RFC 3629, section 4): with the tokens of the packing and up to
+    eight special ones, an identifier is stored in one byte.
+    """
 
     needs_fit: ClassVar[bool] = False
-    num_symbols = 256
+    num_symbols = 0xF5
 
     def __init__(self, spec: BytesCodecSpec) -> None:
         super().__init__(spec)
@@ -32,7 +36,7 @@ class BytesCodec(TextCodec):
         """Bytes have nothing to learn."""
 
     def symbol_meanings(self) -> Sequence[Hashable]:
-        return [bytes([value]) for value in range(256)]
+        return [bytes([value]) for value in range(self.num_symbols)]
 
     def symbols(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         encoded = [text.encode("utf-8") for text in texts]

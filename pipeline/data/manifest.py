@@ -21,7 +21,7 @@ from pipeline.data.records import Corpus
 from pipeline.errors import PreparedDataError
 from pipeline.spec import RunSpec
 
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
 SPLITS = ("train", "validation", "test")
 FOLDER = "prepared"
 MANIFEST = "manifest.json"

@@ -21,7 +21,7 @@ from torch import Tensor
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout
 from pipeline.data.manifest import FOLDER, MANIFEST, RECORDS, SPLITS, Manifest
-from pipeline.data.prompts import LOADED_DTYPE
+from pipeline.data.prompts import PROMPT_DTYPE
 from pipeline.data.shard_reader import ShardReader
 from pipeline.errors import PreparedDataError
 from pipeline.progress import Progress, silent
@@ -125,7 +125,7 @@ class Prepared:
         rows = max_rows if cut and max_rows is not None else entry["rows"]
         x = np.empty((rows, *layout.shape), layout.loaded_dtype)
         label = np.empty(rows, np.int64)
-        prompt = np.empty((rows, layout.prompt_length), LOADED_DTYPE) if layout.prompt_length else None
+        prompt = np.empty((rows, layout.prompt_length), PROMPT_DTYPE) if layout.prompt_length else None
         ids: list[pa.Array] = []
         row = 0
         for shard in self.shards(name):

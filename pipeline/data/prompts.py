@@ -17,10 +17,10 @@ from pipeline.spec import BytesCodecSpec, PromptSpec
 
 PROMPTS_KEPT = 256
 """How many of the training split's commonest prompts the layout names."""
-STORED_DTYPE = "uint16"
-"""Of prompts in shards: 256 bytes, and the tokens that begin, end and pad."""
-LOADED_DTYPE = "int16"
-"""Of prompts in memory: torch has few operations on uint16."""
+PROMPT_DTYPE = "uint8"
+PROMPT_VOCABULARY = BytesCodec.num_symbols + 3
+"""UTF-8's bytes, and the tokens that begin, end and pad a prompt."""
+PROMPT_PAD = PROMPT_VOCABULARY - 1
 
 
 def prompt_of(record: Record, spec: PromptSpec) -> str | None:
@@ -42,7 +42,7 @@ def encode_prompts(prompts: Sequence[str | None], length: int) -> np.ndarray:
     """Tokens `[N, length]` of the stored type; one that is longer is cut, and one that is missing nothing but
     padding."""
     codec = prompt_codec(length)
-    tokens = np.full((len(prompts), length), codec.packing_identifiers["pad"], STORED_DTYPE)
+    tokens = np.full((len(prompts), length), PROMPT_PAD, PROMPT_DTYPE)
     # A corpus of few words has each of them very often.
     places: dict[str, list[int]] = {}
     for place, prompt in enumerate(prompts):
@@ -55,14 +55,13 @@ def encode_prompts(prompts: Sequence[str | None], length: int) -> np.ndarray:
 
 def decode_prompt(tokens: np.ndarray) -> str | None:
     """The text of tokens `[P]`; None where they are padding alone."""
-    codec = prompt_codec(len(tokens))
-    return None if (tokens == codec.packing_identifiers["pad"]).all() else codec.decode(tokens)
+    return None if (tokens == PROMPT_PAD).all() else prompt_codec(len(tokens)).decode(tokens)
 
 
 def prompt_numbers(tokens: np.ndarray, known: Sequence[str]) -> np.ndarray:
     """The place among `known` of each prompt of tokens `[N, P]`, int64 `[N]`; -1 for another one, or none."""
     places = {row.tobytes(): place for place, row in enumerate(encode_prompts(known, tokens.shape[1]))}
-    return np.array([places.get(row.tobytes(), -1) for row in tokens.astype(STORED_DTYPE)], np.int64)
+    return np.array([places.get(row.tobytes(), -1) for row in tokens.astype(PROMPT_DTYPE)], np.int64)
 
 
 def is_cut(prompt: str, length: int) -> bool:

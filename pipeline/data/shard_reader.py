@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipeline.data.layout import Layout
-from pipeline.data.prompts import LOADED_DTYPE, STORED_DTYPE
+from pipeline.data.prompts import PROMPT_DTYPE
 from pipeline.errors import PreparedDataError
 from pipeline.storage import Store
 
@@ -121,7 +121,7 @@ class ShardReader:
 
     def _prompt_of(self, table: pa.Table) -> np.ndarray | None:
         length = self.layout.prompt_length
-        return self._array(table, "prompt", STORED_DTYPE, (length,)).astype(LOADED_DTYPE) if length else None
+        return self._array(table, "prompt", PROMPT_DTYPE, (length,)) if length else None
 
     def _array(self, table: pa.Table, name: str, stored_dtype: str, shape: tuple[int, ...]) -> np.ndarray:
         """A column of values of fixed size, as `[N, *shape]`."""

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipeline.data.layout import Layout
-from pipeline.data.prompts import STORED_DTYPE, encode_prompts
+from pipeline.data.prompts import PROMPT_DTYPE, encode_prompts
 from pipeline.storage import Store
 
 GROUP_BYTES = 2**20
@@ -121,8 +121,8 @@ def shard_schema(layout: Layout) -> pa.Schema:
     about = {"dtype": layout.stored_dtype, "shape": json.dumps(layout.shape)}
     columns = [pa.field(name, pa.string()) for name in ("id", "origin", "label")]
     if layout.prompt_length:
-        told = {"dtype": STORED_DTYPE, "shape": json.dumps([layout.prompt_length])}
-        width = layout.prompt_length * np.dtype(STORED_DTYPE).itemsize
+        told = {"dtype": PROMPT_DTYPE, "shape": json.dumps([layout.prompt_length])}
+        width = layout.prompt_length * np.dtype(PROMPT_DTYPE).itemsize
         columns.append(pa.field("prompt", pa.binary(width), metadata=told))
     return pa.schema([*columns, pa.field("x", pa.binary(layout.example_bytes), metadata=about)])
 

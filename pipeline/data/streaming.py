@@ -16,7 +16,7 @@ from pipeline.data.background import Ahead
 from pipeline.data.batches import to_device
 from pipeline.data.layout import Layout
 from pipeline.data.order import Order, Window
-from pipeline.data.prompts import LOADED_DTYPE
+from pipeline.data.prompts import PROMPT_DTYPE
 from pipeline.data.shard_reader import ShardReader
 from pipeline.models.base import Batch
 
@@ -58,7 +58,7 @@ class StreamedBatches:
         count = self._own_per_batch
         x = np.empty((count, *self.layout.shape), self.layout.loaded_dtype)
         label, row = np.empty(count, np.int64), np.empty(count, np.int64)
-        prompt = np.empty((count, self.layout.prompt_length), LOADED_DTYPE)
+        prompt = np.empty((count, self.layout.prompt_length), PROMPT_DTYPE)
         filled = 0
         for window, start, stop in self.order.cut(number * self.batch_size, (number + 1) * self.batch_size):
             loaded = self._loaded(window)
@@ -91,7 +91,7 @@ class StreamedBatches:
         rows = self.order.rows(window)[places % self.world_size == self.rank]
         x = np.empty((len(rows), *self.layout.shape), self.layout.stored_dtype)
         label = np.empty(len(rows), np.int64)
-        prompt = np.empty((len(rows), self.layout.prompt_length), LOADED_DTYPE)
+        prompt = np.empty((len(rows), self.layout.prompt_length), PROMPT_DTYPE)
         targets = np.argsort(rows)
         ascending = rows[targets]
         for shard in window.shards:

@@ -13,14 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.data.layout import Layout
-from pipeline.data.prompts import LOADED_DTYPE, encode_prompts
+from pipeline.data.prompts import PROMPT_PAD, PROMPT_VOCABULARY, encode_prompts
 from pipeline.models.base import Batch, Noise, SamplingOptions
 from pipeline.models.recurrence import run_recurrent
 from pipeline.spec import ConditionSpec
 
-PROMPT_VOCABULARY = 256 + 3
-"""Bytes, and the tokens that begin, end and pad a prompt."""
-PROMPT_PAD = PROMPT_VOCABULARY - 1
 PROMPT_EMBEDDING = 32
 
 NO_CONDITION = ConditionSpec()
@@ -133,4 +130,4 @@ def _encoded(layout: Layout) -> Tensor | None:
     """The layout's prompts, int64 `[number, P]`; None when it has none."""
     if not layout.prompts:
         return None
-    return torch.from_numpy(encode_prompts(layout.prompts, layout.prompt_length).astype(LOADED_DTYPE)).long()
+    return torch.from_numpy(encode_prompts(layout.prompts, layout.prompt_length)).long()

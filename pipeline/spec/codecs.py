@@ -30,7 +30,7 @@ class TextCodecSpec(Strict):
 
 
 class BytesCodecSpec(TextCodecSpec):
-    """UTF-8 bytes: 256 symbols and the special ones; nothing is ever unknown."""
+    """UTF-8 bytes: 245 symbols, all that UTF-8 has, and the special ones; nothing is ever unknown."""
 
     kind: Literal["bytes"]
 

@@ -159,8 +159,17 @@ def test_a_document_that_is_cut_has_no_end_token() -> None:
 def test_documents_in_a_stream_keep_their_ends() -> None:
     codec = codec_of(kind="bytes")
     stream = np.concatenate(codec.encode_batch(["ab", "", "c"]))
-    assert stream.tolist() == [97, 98, 256, 256, 99, 256]
+    assert stream.tolist() == [97, 98, 245, 245, 99, 245]
     assert codec.decode(stream) == "ab\n\nc\n"
+
+
+def test_a_byte_is_stored_in_a_byte() -> None:
+    # 0xF4 begins the highest code points, and nothing begins or goes on with a higher byte.
+    highest = chr(0x10FFFF).encode()
+    codec = codec_of(kind="bytes", packing="documents", special_tokens=[f"<{number}>" for number in range(8)])
+    assert max(highest) == codec.num_symbols - 1 == 0xF4
+    assert codec.vocabulary == 256 and codec.layout().stored_dtype == codec.encode("a").dtype == "uint8"
+    assert codec.decode(codec.encode(f"{chr(0x10FFFF)}<7>")) == f"{chr(0x10FFFF)}<7>"
 
 
 def test_a_large_vocabulary_is_stored_in_two_bytes() -> None:

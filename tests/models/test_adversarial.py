@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
+from pipeline.data.prompts import PROMPT_VOCABULARY
 from pipeline.models.adversarial import LOSSES, gradient_penalty, real_gradient_penalty
 from pipeline.models.base import Batch, Noise, SamplingOptions, StepContext, make_generator
 from pipeline.models.conditioning import Asked
@@ -324,7 +325,7 @@ def test_a_generator_that_is_asked_for_prompts_learns_from_those_of_a_batch() ->
     layout = replace(make_codec(spec.data.codec).layout(), prompts=("one",), prompt_counts=(1,), prompt_length=8)
     model = GenerativeAdversarialNetwork(layout, spec.model.family, spec.model.backbone, ConditionSpec(on=("prompt",)))
     assert [phase.needs_data for phase in model.phases()] == [True, True]
-    prompt = torch.randint(0, 256, (4, 8))
+    prompt = torch.randint(0, PROMPT_VOCABULARY, (4, 8))
     batch = Batch(torch.rand(4, *layout.shape), torch.full((4,), -1), torch.arange(4), prompt)
     asked = model._asked(StepContext(Noise(make_generator(0, "noise")), 4), batch)
     assert asked is not None and asked.prompt is not None
