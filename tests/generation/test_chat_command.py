@@ -97,16 +97,30 @@ class Person:
 
     def sees(self, text: str) -> None:
         """Wait for `text` after what was waited for before."""
+        assert self.comes(text, PATIENCE_SECONDS), f"{text!r} does not come: {self.seen[self.looked_at :]!r}"
+
+    def insists(self, keys: str, text: str) -> None:
+        """Type again until `text` comes: Python hears only at the next key of a Ctrl-C between its prompt and its
+        reading."""
         deadline = time.monotonic() + PATIENCE_SECONDS
+        self.type(keys)
+        while not self.comes(text, 5):
+            assert time.monotonic() < deadline, f"{text!r} does not come: {self.seen[self.looked_at :]!r}"
+            self.type(keys)
+
+    def comes(self, text: str, seconds: float) -> bool:
+        deadline = time.monotonic() + seconds
         while (at := self.seen.find(text.encode(), self.looked_at)) < 0:
             left = deadline - time.monotonic()
-            assert left > 0, f"{text!r} does not come: {self.seen[self.looked_at :]!r}"
+            if left <= 0:
+                return False
             if select.select([self.terminal], [], [], left)[0]:
                 try:
                     self.seen += os.read(self.terminal, 4096)
                 except OSError:
                     raise AssertionError(f"it ended before {text!r}: {self.seen!r}") from None
         self.looked_at = at + len(text.encode())
+        return True
 
 
 @pytest.fixture
@@ -132,8 +146,7 @@ def test_conversation_at_a_terminal(person: Person) -> None:
     person.sees("system> one")
     person.type("\x03")
     person.sees("user> ")
-    person.type("\x03")
-    person.sees("Ctrl-D ends")
+    person.insists("\x03", "Ctrl-D ends")
     person.type("/reset\r")
     person.sees("a new conversation")
     person.sees("user> ")
