@@ -74,7 +74,7 @@ def spread(items: list[Item], stage: Callable[[Item], Item]) -> Iterator[Item]:
 
 def shares(items: list[Item], workers: int) -> Iterator[list[Item]]:
     """The items in order in shares, each of which is one task: half of what is left shared out among the workers, so
-    that the last ones are single: each task costs Ray and Ray Data a tenth of a second."""
+    that the last ones are single. Where Ray Data keeps the queue (`options`), a worker waits for it after each task."""
     start = 0
     while start < len(items):
         stop = start + max(1, (len(items) - start) // (2 * max(1, workers)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import gc
+from importlib import import_module
 
 import pytest
 
@@ -10,7 +10,4 @@ import pytest
 @pytest.fixture(scope="session", autouse=True)
 def collections_leave_out_what_is_imported() -> None:
     """Thawing and a want of memory collect garbage, which goes through all that PyTorch has made: 0.1 to 0.3 s each."""
-    import torch._dynamo  # noqa: F401 (as the first optimizer does)
-
-    gc.collect()
-    gc.freeze()
+    import_module("tests.training.preloaded")

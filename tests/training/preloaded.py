@@ -1,4 +1,5 @@
-"""What processes of tests begin with: imported once, in the process that they are forked from (`two_processes.py`)."""
+"""What processes of tests begin with: imported once, in the process that they are forked from (`two_processes.py`), and
+in pytest's own; no collection of garbage goes through it again."""
 
 # ruff: noqa: F401
 
