@@ -25,7 +25,7 @@ from torch import Tensor
 from pipeline.data.codec import Codec, codec_from_state
 from pipeline.data.layout import Layout, Modality
 from pipeline.data.manifest import Manifest
-from pipeline.errors import AtelierError, RegistryError, SpecError
+from pipeline.errors import AtelierError, PreparedDataError, RegistryError, SpecError
 from pipeline.generation.asking import part_of
 from pipeline.models import build_model
 from pipeline.models.base import GenerativeModel, SamplingOptions, make_generator
@@ -89,6 +89,8 @@ def load_bundle(folder: Path | str, device: torch.device | str = "cpu") -> Bundl
         codec, layout = codec_from_state(prepared.codec), Layout.from_dict(prepared.layout)
         model = build_model(spec, layout)
         model.load_state_dict(safetensors.torch.load(files[WEIGHTS]))
+    except PreparedDataError as error:  # says what to do by itself
+        raise RegistryError(f"{folder}: this version of Atelier cannot build the model: {error}") from error
     except (AtelierError, ValueError, KeyError, TypeError, RuntimeError, safetensors.SafetensorError) as error:
         raise RegistryError(
             f"{folder}: this version of Atelier cannot build the model: {error}; train it again, or load it with the "

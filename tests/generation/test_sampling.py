@@ -156,6 +156,14 @@ def test_a_bundle_of_a_later_format_is_refused(tmp_path: Path) -> None:
         load_bundle(folder)
 
 
+def test_a_bundle_whose_set_has_another_format_says_what_to_do_once(tmp_path: Path) -> None:
+    spec = tiny_spec("image")
+    save_bundle(tmp_path, spec, {**tiny_manifest(spec), "format_version": 1}, {})
+    with pytest.raises(RegistryError, match="has format 1, this version reads") as refused:
+        load_bundle(tmp_path)
+    assert str(refused.value).count("the version that made it") == 1
+
+
 def test_weights_that_are_not_finite_are_named(tmp_path: Path) -> None:
     good = load_bundle(make_bundle(tmp_path / "good", "image"))
     weights = {name: torch.full_like(tensor, float("nan")) for name, tensor in good.model.state_dict().items()}
