@@ -11,19 +11,25 @@ import logging
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal
 
 from pipeline.errors import TrackingError
-from pipeline.release.tracking import connect, explained
+from pipeline.release.tracking import connect, explained, limited_tries
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 POINTS_PER_BATCH = 1000
 """MLflow takes at most this many metric points in one request."""
+SEND_WITHIN_SECONDS = 10
+LAST_TRIES = 5
+"""Of a request when the recorder closes, 2, 4, 8 and 16 s apart; before, the next batch is the next try."""
+
+Point = tuple[str, float, int, int]
+"""Key, value, milliseconds since 1970, step."""
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +48,9 @@ class RunRecorder:
 
     Metrics are kept and sent by a thread every `send_every_seconds`, at most 1,000 points a request; while MLflow
     does not answer they wait, and `flush` says so. A point at or before the last step that the run has of its key
-    is not sent again: so a resumed training repeats no step. `system_metrics` adds MLflow's own `system/…`
+    is not sent again: so a resumed training repeats no step. Points that were `unsent` when a checkpoint was taken are
+    in it, and a resumed training's recorder begins with them (`begin_with`): so none is lost with the process either.
+    `system_metrics` adds MLflow's own `system/…`
     measures of this machine, their step being the seconds since the run started. As a context it closes itself, and
     raises TrackingError only where the block did not fail.
     """
@@ -55,7 +63,7 @@ class RunRecorder:
         self._client: MlflowClient | None = None
         self._last_step: dict[str, int] = {}
         self._started_at = time.time()
-        self._waiting: list[tuple[str, float, int, int]] = []
+        self._waiting: list[Point] = []
         self._queue_lock = threading.Lock()
         self._send_lock = threading.RLock()
         self._stop = threading.Event()
@@ -85,9 +93,19 @@ class RunRecorder:
             self._waiting.extend((key, float(value), now, step) for key, value in values.items())
         self.start()
 
-    def flush(self) -> None:
+    def unsent(self) -> list[Point]:
+        """What waits, oldest first."""
+        with self._queue_lock:
+            return list(self._waiting)
+
+    def begin_with(self, points: Iterable[Sequence[Any]]) -> None:
+        """Send these before all others: what was `unsent` of the process that this one goes on for."""
+        with self._queue_lock:
+            self._waiting[:0] = [(str(key), float(value), int(at), int(step)) for key, value, at, step in points]
+
+    def flush(self, tries: int = 1) -> None:
         """Send what waits, now. Raises: TrackingError; what was not sent is kept."""
-        with self._send_lock, self._explained("metrics"):
+        with self._send_lock, self._explained("metrics"), limited_tries(tries, SEND_WITHIN_SECONDS):
             client = self._connected()
             from mlflow.entities import Metric
 
@@ -156,7 +174,7 @@ class RunRecorder:
             self._stop.set()
             self._thread.join()
             self._thread = None
-        self.flush()
+        self.flush(LAST_TRIES)
 
     def finish(self, status: Literal["FINISHED", "FAILED", "KILLED"]) -> None:
         """Close, and end the run with `status`. Raises: TrackingError."""

@@ -15,6 +15,7 @@ import platform
 import socket
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -35,9 +36,11 @@ if TYPE_CHECKING:
 RUN_KEY = "atelier.run_key"
 ANSWER_WITHIN_SECONDS = 5
 VERSIONED_PACKAGES = ("ray", "torch", "mlflow", "numpy", "pandas", "pyarrow", "pydantic", "safetensors")
+_RETRIES, _TIMEOUT = "MLFLOW_HTTP_REQUEST_MAX_RETRIES", "MLFLOW_HTTP_REQUEST_TIMEOUT"
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
 logger = logging.getLogger(__name__)
+_environment = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -102,7 +105,7 @@ def connect(uri: str, create: bool = False) -> MlflowClient:
     """
     _check_reachable(uri, create)
     mlflow = import_mlflow()
-    with explained(f"{uri}: MLflow does not answer"), _impatient():
+    with explained(f"{uri}: MLflow does not answer"), limited_tries():
         client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         if _is_server(uri):
             client.search_experiments(max_results=1)
@@ -163,22 +166,22 @@ def _check_reachable(uri: str, create: bool) -> None:
 
 
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
-    """Have MLflow try a request once, for some seconds, instead of seven times over four minutes."""
-    settings = {
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": str(ANSWER_WITHIN_SECONDS),
-    }
-    before = {name: os.environ.get(name) for name in settings}
-    os.environ.update(settings)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+def limited_tries(tries: int = 1, seconds: int = ANSWER_WITHIN_SECONDS) -> Iterator[None]:
+    """Have MLflow try a request so often, instead of eight times over four minutes, and wait for an answer so long
+    each time, or as long as the user's MLFLOW_HTTP_REQUEST_TIMEOUT says where that is longer."""
+    # MLflow takes them from nowhere but the environment, which all threads share: one changes it at a time.
+    with _environment:
+        before = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
+        os.environ[_RETRIES] = str(tries - 1)
+        os.environ[_TIMEOUT] = str(max(seconds, int(before[_TIMEOUT] or 0)))
+        try:
+            yield
+        finally:
+            for name, value in before.items():
+                if value is None:
+                    os.environ.pop(name, None)
+                else:
+                    os.environ[name] = value
 
 
 @contextlib.contextmanager

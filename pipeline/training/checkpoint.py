@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,10 +79,11 @@ class Position:
 @dataclass(frozen=True)
 class State:
     """What a checkpoint holds of a stepper, in the host's memory and apart from it: the tensors of each file, and the
-    course as JSON."""
+    course as JSON; and the metric points that MLflow has not been sent yet (see `RunRecorder.unsent`)."""
 
     tensors: dict[str, dict[str, Tensor]]
     course: dict[str, Any]
+    unsent: Sequence[Sequence[Any]] = ()
 
 
 def take_state(stepper: Stepper) -> State | None:
@@ -130,6 +132,7 @@ def _write(folder: Path, state: State, at: Position, spec: RunSpec) -> None:
         "torch": torch.__version__,
         "spec": spec.as_dict(),
         "course": state.course,
+        "unsent": state.unsent,
         "sha256": digests,
     }
     temporary = folder / f"{STATE}.tmp"
@@ -171,6 +174,12 @@ def load_checkpoint(folder: Path, stepper: Stepper, spec: RunSpec) -> Position:
         stepper.course.best_objective = stepper.course.gained_from = None
         stepper.course.without_gain = 0
     return Position(state["step"], state["seconds"])
+
+
+def unsent_points(folder: Path | None) -> list[list[Any]]:
+    """The metric points that MLflow had not been sent when the checkpoint in `folder` was taken."""
+    # A checkpoint from before they were kept has none.
+    return [] if folder is None else list(read_state(folder).get("unsent", []))
 
 
 def load_scoring_weights(folder: Path) -> dict[str, Tensor]:

@@ -18,13 +18,13 @@ from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import Store, open_store
-from pipeline.training.checkpoint import Position
+from pipeline.training.checkpoint import Position, unsent_points
 from pipeline.training.ending import Trained, leave
 from pipeline.training.following import describe
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.processors import processors
-from pipeline.training.saving import Saver, flushing, refusal
+from pipeline.training.saving import Saver, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Shelf, shelf_of
 from pipeline.training.steps import Stepper
@@ -56,7 +56,7 @@ class LocalHooks:
         if shelf is None and folder is not None:
             shelf = Shelf(open_store(str(folder)), spec.training.keep_checkpoints)
         if shelf is not None:
-            self.saver = Saver(shelf, spec, flushing(recorder), beside)
+            self.saver = Saver(shelf, spec, recorder, beside)
         self.on_report, self.on_warning, self.on_trace = on_report, on_warning, on_trace
         self.warnings: list[HealthWarning] = []
         self.metrics: dict[str, float] = {}
@@ -120,7 +120,11 @@ def train_in_process(
     with shelf.opened(found.step) as resume_from:
         initial = read_weights(store, initial_weights) if initial_weights and resume_from is None else None
         session = Session(spec, prepared, device, resume_from=resume_from, initial_weights=initial)
-    recorder = RunRecorder(tracking_uri, run_id, system_metrics=True) if tracking_uri and run_id else None
+        unsent = unsent_points(resume_from)
+    recorder = None
+    if tracking_uri and run_id:
+        recorder = RunRecorder(tracking_uri, run_id, system_metrics=True)
+        recorder.begin_with(unsent)
 
     def show(at: Position, metrics: dict[str, float]) -> None:
         values = {"step": at.step, "seconds": at.seconds, "metrics": metrics}

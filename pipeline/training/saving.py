@@ -5,12 +5,10 @@ Plain Python; rank 0 of every launcher writes. Its training thread copies the st
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
+import dataclasses
 from typing import TYPE_CHECKING
 
 from pipeline.beside import Beside
-from pipeline.errors import TrackingError
 from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, State, take_state, write_state
 from pipeline.training.course import Course
@@ -26,14 +24,13 @@ class Saver:
     """Puts the checkpoints of one run on its shelf, one at a time and in their order.
 
     One that comes while another is written waits for it: none is left out, no two copies of the state are held, and a
-    storage that is slower than the checkpoints come slows the training, which `train/checkpoint_seconds` shows.
-    `first` is called before each is put there. With `beside` false, `save` returns when it is there.
+    storage that is slower than the checkpoints come slows the training, which `train/checkpoint_seconds` shows. What
+    the recorder has not sent yet is saved too: no checkpoint waits for MLflow, and a resumed run, which reports from
+    its checkpoint on, lacks nothing that came before. With `beside` false, `save` returns when it is there.
     """
 
-    def __init__(
-        self, shelf: Shelf, spec: RunSpec, first: Callable[[], None] = lambda: None, beside: bool = True
-    ) -> None:
-        self.shelf, self.spec, self.first, self.beside = shelf, spec, first, beside
+    def __init__(self, shelf: Shelf, spec: RunSpec, recorder: RunRecorder | None = None, beside: bool = True) -> None:
+        self.shelf, self.spec, self.recorder, self.beside = shelf, spec, recorder, beside
         self.last: int | None = None
         """The step of the last checkpoint that is there."""
         self._writing: Beside | None = None
@@ -44,6 +41,8 @@ class Saver:
         state = take_state(stepper)
         if state is None:
             return
+        if self.recorder is not None:
+            state = dataclasses.replace(state, unsent=self.recorder.unsent())
         self._writing = Beside(lambda: self._put(state, at))
         if not self.beside:
             self.wait()
@@ -60,21 +59,8 @@ class Saver:
             writing.result()
 
     def _put(self, state: State, at: Position) -> None:
-        self.first()
         self.shelf.put(at.step, lambda folder: write_state(folder, state, at, self.spec))
         self.last = at.step
-
-
-def flushing(recorder: RunRecorder | None) -> Callable[[], None]:
-    """What sends MLflow all that was recorded: a resumed run reports from its checkpoint on, so what came before must
-    not be lost with this process. Where MLflow does not answer, the points wait."""
-
-    def flush() -> None:
-        if recorder is not None:
-            with contextlib.suppress(TrackingError):
-                recorder.flush()
-
-    return flush
 
 
 def refusal(found: Found, course: Course) -> HealthWarning | None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -27,11 +28,11 @@ from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
 from pipeline.storage import open_store
 from pipeline.training.asked import Asked
-from pipeline.training.checkpoint import Position
+from pipeline.training.checkpoint import Position, unsent_points
 from pipeline.training.health import HealthWarning, warnings_of
 from pipeline.training.initial import read_weights
 from pipeline.training.processors import processors
-from pipeline.training.saving import Saver, flushing, refusal
+from pipeline.training.saving import Saver, refusal
 from pipeline.training.session import Session
 from pipeline.training.shelf import Found, Shelf, shelf_of
 from pipeline.training.steps import Stepper
@@ -85,14 +86,17 @@ class WorkerHooks:
     Raises: TrackingError where that fails, and the block did not.
     """
 
-    def __init__(self, session: Session, config: WorkerConfig, shelf: Shelf) -> None:
+    def __init__(
+        self, session: Session, config: WorkerConfig, shelf: Shelf, unsent: Sequence[Sequence[Any]] = ()
+    ) -> None:
         self.session, self.config = session, config
         self.recorder: RunRecorder | None = None
         if session.rank == 0 and config.tracking_uri and config.run_id:
             self.recorder = RunRecorder(config.tracking_uri, config.run_id, system_metrics=True)
+            self.recorder.begin_with(unsent)
             # Started now, the recorder's thread imports MLflow while the first steps are taken.
             self.recorder.start()
-        self.saver = Saver(shelf, session.spec, flushing(self.recorder))
+        self.saver = Saver(shelf, session.spec, self.recorder)
         self.first_step_at: float | None = None
         self.metrics: dict[str, float] = {}
         self.warnings: list[str] = []
@@ -194,8 +198,9 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             if config.initial_weights is not None and resume_from is None:
                 initial = read_weights(store, config.initial_weights)
             session = Session(spec, prepared, get_device(), rank, world_size, resume_from, initial)
+            unsent = unsent_points(resume_from)
         started = session.start
-        with WorkerHooks(session, config, shelf) as hooks:
+        with WorkerHooks(session, config, shelf, unsent) as hooks:
             hooks.first_step_at = time.time()
             if rank == 0:
                 hooks.tell("training", started)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import pickle
 import sqlite3
@@ -169,6 +170,44 @@ def test_points_wait_while_mlflow_refuses_them(tracking: Tracking, monkeypatch: 
     monkeypatch.undo()
     recorder.close()
     assert history(tracking, run_id, "train/loss") == [(1, 1.0)]
+
+
+def test_a_batch_is_tried_once_and_at_the_end_some_times_more(
+    tracking: Tracking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from mlflow import MlflowClient
+
+    log_batch, seen = MlflowClient.log_batch, []
+
+    def look(*arguments: Any, **options: Any) -> None:
+        seen.append((os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"], os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"]))
+        log_batch(*arguments, **options)
+
+    monkeypatch.setattr(MlflowClient, "log_batch", look)
+    recorder = RunRecorder(tracking.uri, start(tracking, "tries"))
+    recorder.log_metrics({"train/loss": 1.0}, 1)
+    recorder.flush()
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "300")
+    recorder.log_metrics({"train/loss": 1.0}, 2)
+    recorder.close()
+    assert seen == [("0", "10"), ("4", "300")]
+    assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
+    assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "300"
+
+
+def test_another_process_sends_what_one_could_not_and_nothing_twice(tracking: Tracking) -> None:
+    run_id = start(tracking, "handed-on")
+    first, second = RunRecorder(tracking.uri, run_id), RunRecorder(tracking.uri, run_id)
+    first.log_metrics({"train/loss": 1.0}, 1)
+    first.flush()
+    first.log_metrics({"train/loss": float("nan")}, 2)
+    first.log_metrics({"train/loss": 3.0}, 3)
+    kept = json.loads(json.dumps(first.unsent()))
+    second.log_metrics({"train/loss": 4.0}, 4)
+    second.begin_with([["train/loss", 1.0, 0, 1], *kept])
+    second.close()
+    assert [step for step, _ in history(tracking, run_id, "train/loss")] == [1, 2, 3, 4]
+    assert second.unsent() == []
 
 
 def test_the_thread_sends_without_being_asked(tracking: Tracking) -> None:

@@ -6,19 +6,24 @@ import errno
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from mlflow.exceptions import MlflowException
 
-from pipeline.errors import StorageError
+from pipeline.errors import StorageError, TrackingError
+from pipeline.release import recorder as recording
+from pipeline.release.recorder import RunRecorder
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
 from pipeline.training import saving
 from pipeline.training.checkpoint import Position, read_state
-from pipeline.training.in_process import LocalHooks
+from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.saving import Saver
 from pipeline.training.shelf import Shelf
+from tests.conftest import prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
 from tests.training.cut_off_runs import folders, session_of, spec_of, train
 
@@ -154,3 +159,77 @@ def test_a_checkpoint_that_cannot_be_written_beside_the_training_ends_it(
     with pytest.raises(StorageError, match=r"the checkpoint of step 2 cannot be written: .*No space left"):
         train(spec, tmp_path)
     assert folders(tmp_path) == []
+
+
+# --- while MLflow does not answer ----------------------------------------------------------------------------
+
+
+class Server:
+    """Stands for an MLflow server, of which a run's points are left."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[str, int]] = []
+        self.answers = threading.Event()
+        self.refuses = False
+
+    def log_batch(self, run_id: str, metrics: list[Any]) -> None:
+        if self.refuses:
+            raise MlflowException("the server is being restarted")
+        assert self.answers.wait(30)
+        self.points.extend((metric.key, metric.step) for metric in metrics)
+
+    def get_run(self, run_id: str) -> Any:
+        last: dict[str, int] = {}
+        for key, step in self.points:
+            last[key] = max(step, last.get(key, -1))
+        seen = [SimpleNamespace(key=key, step=step) for key, step in last.items()]
+        return SimpleNamespace(data=SimpleNamespace(_metric_objs=seen), info=SimpleNamespace(start_time=0))
+
+    def steps(self, key: str) -> list[int]:
+        return [step for name, step in self.points if name == key]
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Server:
+    server = Server()
+    monkeypatch.setattr(recording, "connect", lambda uri: server)
+    monkeypatch.setattr(recording, "_system_monitors", lambda: [])
+    return server
+
+
+def test_a_checkpoint_does_not_wait_for_mlflow(server: Server, tmp_path: Path) -> None:
+    spec = spec_of(steps=4, checkpoint_every=2, report_every=1)
+    recorder = RunRecorder("http://tracking", "a-run-id", send_every_seconds=0.01)
+    hooks = LocalHooks(spec, tmp_path, recorder, beside=True)
+
+    def work() -> None:
+        session_of(spec).run(hooks)
+        hooks.close()
+
+    training = threading.Thread(target=work, daemon=True)
+    training.start()
+    training.join(20)
+    assert not training.is_alive() and len(local_checkpoints(tmp_path)) == 2
+    assert server.points == []
+    server.answers.set()
+    recorder.close()
+    assert server.steps("train/loss") == [1, 2, 3, 4]
+
+
+def test_what_mlflow_did_not_get_of_a_process_comes_from_the_one_that_goes_on(server: Server, tmp_path: Path) -> None:
+    server.answers.set()
+    spec = spec_of(steps=12, checkpoint_every=4, report_every=2, validate_every=12)
+
+    def run(at: int | None = None) -> Any:
+        def progress(stage: str, done: int, total: int | None, note: str) -> None:
+            server.refuses = server.refuses or (stage == "train" and done == at)
+
+        arguments = spec, prepared_in_memory(spec), open_store(str(tmp_path)), "run", "http://tracking", "an-id"
+        return train_in_process(*arguments, progress)
+
+    with pytest.raises(TrackingError, match="being restarted"):
+        run(at=6)
+    server.refuses = False
+    assert server.steps("train/loss") in ([], [2], [2, 4], [2, 4, 6])
+    assert run().step == 12
+    assert server.steps("train/loss") == [2, 4, 6, 8, 10, 12]
