@@ -10,6 +10,7 @@ place, so that a kill may leave half of it, and refuses to start when one on the
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import re
@@ -20,6 +21,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import TrainingSpec
@@ -30,9 +32,11 @@ NAME = re.compile(r"step-(\d+)")
 UNFINISHED = "unfinished"
 """The mark of a checkpoint on an object store that is being written."""
 TEMPORARY = re.compile(r"\.step-.*\.tmp")
-TRIES, PAUSE_SECONDS = 3, 2.0
-"""How often an upload is tried, and the pause after the first failure, which doubles."""
+PAUSES_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
+"""Between the tries of what an object store did not do: it may not answer for a minute."""
 CHUNK_BYTES = 16 * 2**20
+
+Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
 
@@ -82,10 +86,10 @@ class Shelf:
         Raises: CheckpointError when there are checkpoints and none is; StorageError when the storage does not answer.
         """
         reasons = []
-        for step in reversed(self.steps()):
-            if not self.store.is_local and self.store.exists(_name(step), UNFINISHED):
+        for step in reversed(self._insist(self.steps)):
+            if self._insist(functools.partial(self._is_unfinished, _name(step))):
                 continue
-            folder = self._folder(step)
+            folder = self._insist(functools.partial(self._folder, step))
             try:
                 verify(folder)
             except CheckpointError as error:
@@ -106,7 +110,7 @@ class Shelf:
     def opened(self, step: int | None) -> Iterator[Path | None]:
         """The checkpoint of `step` in a folder of this machine, for as long as the block; None where there is none."""
         try:
-            yield None if step is None else self._folder(step)
+            yield None if step is None else self._insist(lambda: self._folder(step))
         finally:
             if self._fetched is not None:
                 self._fetched[1].cleanup()
@@ -115,10 +119,26 @@ class Shelf:
     def clear(self) -> None:
         """Remove what killed writers of this run left; called by the only one that writes now."""
         for name in self.store.list_names():
-            if TEMPORARY.fullmatch(name) or (
-                not self.store.is_local and NAME.fullmatch(name) and self.store.exists(name, UNFINISHED)
-            ):
+            if TEMPORARY.fullmatch(name) or (NAME.fullmatch(name) and self._is_unfinished(name)):
                 self.store.delete_dir(name)
+
+    def _is_unfinished(self, name: str) -> bool:
+        """Whether a checkpoint on an object store was being written. Of one that was just begun there may be no more
+        than its folder."""
+        if self.store.is_local:
+            return False
+        files = self.store.list_names(name)
+        return not files or UNFINISHED in files
+
+    def _insist(self, call: Callable[[], Value]) -> Value:
+        """What `call` gives; on an object store it is tried again where that does not answer."""
+        for pause in () if self.store.is_local else PAUSES_SECONDS:
+            try:
+                return call()
+            except StorageError as error:
+                logger.warning("%s; trying again in %g s", error, pause)
+                time.sleep(pause)
+        return call()
 
     def _folder(self, step: int) -> Path:
         if self.store.is_local:
@@ -153,14 +173,7 @@ class Shelf:
         with tempfile.TemporaryDirectory(prefix="atelier-checkpoint-") as temporary:
             folder, target = Path(temporary, "new"), self.store.child(_name(step))
             write(folder)
-            for attempt in range(1, TRIES + 1):
-                try:
-                    _upload(folder, target)
-                    return
-                except StorageError:
-                    if attempt == TRIES:
-                        raise
-                    time.sleep(PAUSE_SECONDS * 2 ** (attempt - 1))
+            self._insist(lambda: _upload(folder, target))
 
 
 def shelf_of(store: Store, run_key: str, training: TrainingSpec) -> Shelf:

@@ -26,7 +26,7 @@ from pipeline.data.prepared import open_prepared
 from pipeline.errors import AtelierError, CheckpointError, NonFiniteLossError, StorageError, TrackingError
 from pipeline.release.recorder import RunRecorder
 from pipeline.spec import make_spec
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 from pipeline.training.asked import Asked
 from pipeline.training.checkpoint import Position, unsent_points
 from pipeline.training.health import HealthWarning, warnings_of
@@ -173,7 +173,7 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
 
     A failure is returned when there is one worker, so that Ray does not restart what must fail again; with
     several it is raised, because the others wait in a collective, but for a loss that is not finite: all fail of it.
-    An MLflow that does not answer at the end is raised: when Ray starts the worker again, it may.
+    An MLflow or an object store that does not answer is raised: when Ray starts the worker again, it may.
     """
     config = WorkerConfig(**values)
     context = ray.train.get_context()
@@ -190,6 +190,8 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
     try:
         found = find_checkpoint(shelf, rank, world_size)
     except AtelierError as error:
+        if _may_pass(error, store):
+            raise
         return _failure(error, None)
     try:
         prepared = open_prepared(store, config.prepared_key)
@@ -217,9 +219,13 @@ def train_worker(values: dict[str, Any]) -> dict[str, Any]:
             "warnings": warnings_of(session.stepper.course),
         }
     except AtelierError as error:
-        if isinstance(error, TrackingError) or (world_size > 1 and not isinstance(error, NonFiniteLossError)):
+        if _may_pass(error, store) or (world_size > 1 and not isinstance(error, NonFiniteLossError)):
             raise
         return _failure(error, hooks)
+
+
+def _may_pass(error: AtelierError, store: Store) -> bool:
+    return isinstance(error, TrackingError) or (isinstance(error, StorageError) and not store.is_local)
 
 
 def _failure(error: AtelierError, hooks: WorkerHooks | None) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from pipeline.training import worker
 from pipeline.training.checkpoint import Position, load_scoring_weights, read_state, verify
 from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.launch import final_weights
-from pipeline.training.shelf import UNFINISHED, Shelf
+from pipeline.training.shelf import UNFINISHED, Found, Shelf
 from tests.conftest import prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
 from tests.training.cut_off_runs import RUN, cut_off, flip, folders, session_of, spec_of, train
@@ -252,8 +252,50 @@ def test_an_upload_that_fails_once_is_tried_again(bucket: Store, monkeypatch: py
         upload(*arguments)
 
     monkeypatch.setattr(shelves, "_upload", failing)
-    monkeypatch.setattr(shelves, "PAUSE_SECONDS", 0.0)
+    monkeypatch.setattr(shelves, "PAUSES_SECONDS", (0.0,))
     spec = spec_of(report_every=1)
     prepared = prepared_in_memory(spec)
     assert train_in_process(spec, prepared, bucket, RUN, None, None, silent).step == 6
     assert Shelf(bucket.child("training", RUN), 2).steps() == [4, 6]
+
+
+def test_a_store_that_does_not_answer_for_a_while_is_asked_again(
+    bucket: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(report_every=1)
+    train_in_process(spec, prepared_in_memory(spec), bucket, RUN, None, None, silent)
+    failures: list[str] = []
+
+    def failing(name: str, times: int) -> None:
+        left, method = [*range(times)], getattr(Store, name)
+
+        def call(*arguments: Any) -> Any:
+            if left:
+                failures.append(name)
+                left.pop()
+                raise StorageError("the bucket does not answer")
+            return method(*arguments)
+
+        monkeypatch.setattr(Store, name, call)
+
+    monkeypatch.setattr(shelves, "PAUSES_SECONDS", (0.0, 0.0))
+    failing("list_names", 2)
+    failing("open_input", 2)
+    shelf = Shelf(bucket.child("training", RUN), 2)
+    assert shelf.find().step == 6
+    with shelf.opened(6) as folder:
+        assert folder is not None
+        verify(folder)
+    assert failures == ["list_names"] * 2 + ["open_input"] * 2
+    failing("list_names", 3)
+    with pytest.raises(StorageError, match="does not answer"):
+        shelf.find()
+
+
+def test_an_upload_that_had_just_begun_is_no_checkpoint(bucket: Store) -> None:
+    run = bucket.child("training", RUN)
+    run.child("step-00000002").make_dir()
+    shelf = Shelf(run, 2)
+    assert shelf.find() == Found()
+    shelf.clear()
+    assert shelf.steps() == []

@@ -13,13 +13,15 @@ from typing import Any
 
 import pytest
 import torch
+from pyarrow import fs as pafs
 
-from pipeline.errors import NonFiniteLossError, TrackingError
+from pipeline.errors import NonFiniteLossError, StorageError, TrackingError
 from pipeline.spec import RunSpec
-from pipeline.storage import open_store
+from pipeline.storage import Store, open_store
 from pipeline.training import worker
 from pipeline.training.launch import train_with_ray
 from pipeline.training.session import Session
+from pipeline.training.shelf import Shelf
 from pipeline.training.worker import WorkerConfig, train_worker
 from tests.conftest import cell_spec, prepared_in_memory
 from tests.training.key_value_store import kept_here
@@ -72,6 +74,22 @@ def test_why_training_failed_is_told_though_mlflow_does_not_answer(
         "failure": "NonFiniteLossError",
         "message": "the loss is nan; last checkpoint in this start: none",
     }
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize("when", ["find", "run"])
+def test_a_bucket_that_does_not_answer_is_for_ray_to_try_again_and_a_full_disk_is_not(
+    when: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise StorageError("it cannot be used")
+
+    monkeypatch.setattr(*((Shelf, "find") if when == "find" else (Session, "run")), fail)
+    assert train(spec_of(), tmp_path, monkeypatch)["failure"] == "StorageError"
+    filesystem = pafs._MockFileSystem()
+    monkeypatch.setattr(worker, "open_store", lambda uri: Store(filesystem, "bucket", uri))
+    with pytest.raises(StorageError, match="it cannot be used"):
+        train(spec_of(), tmp_path, monkeypatch)
 
 
 @pytest.mark.usefixtures("alone")
