@@ -67,6 +67,12 @@ class TrainingFailedError(AtelierError):
     """Training ended without a model for a reason that no more specific error covers."""
 
 
+class RunBusyError(AtelierError):
+    """Another process trains this run."""
+
+    exit_code = 2
+
+
 class TrackingError(AtelierError):
     """MLflow does not answer, or refuses what was sent."""
 

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pipeline.beside import Beside
-from pipeline.errors import AtelierError
+from pipeline.claim import Claim
+from pipeline.errors import AtelierError, RunBusyError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import flatten
@@ -143,7 +144,7 @@ def train_job(
     Without a `key` a finished run of this spec and data is followed by another. With one the run has that name, and
     when it is finished its outcome is returned: campaigns and retrainings call again after a crash, and train once.
     `tags` go to the MLflow run. Raises: AtelierError; the MLflow run is then FAILED, or KILLED when the user stopped
-    it, and the same call continues it.
+    it, and the same call continues it; RunBusyError where another process trains this run, which is left alone.
     """
     watch = Stopwatch(since)
     if since is not None:
@@ -186,7 +187,8 @@ def train_job(
             end_data_actors()
             prepared.verify(progress)
         key = key or run_key(spec, prepared.key, store)
-        return _train_and_after(spec, store, prepared, tracking, key, tags or {}, progress, watch)
+        with Claim(store.child("runs", key), progress) as claim:
+            return _train_and_after(spec, store, prepared, tracking, key, tags or {}, progress, watch, claim)
 
 
 def finished_outcome(store: Store, key: str) -> Outcome | None:
@@ -212,6 +214,7 @@ def _train_and_after(
     tags: Mapping[str, str],
     progress: Progress,
     watch: Stopwatch,
+    claim: Claim,
 ) -> Outcome:
     from pipeline.release.recorder import RunRecorder, only_logged
     from pipeline.release.tracking import start_or_continue_run
@@ -224,7 +227,9 @@ def _train_and_after(
     state = {"status": "running", "run_id": run_id, "spec": spec.as_dict(), "prepared": prepared.key}
     store.write_json(state, "runs", key, "run.json")
     try:
-        outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch)
+        outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch, claim)
+    except RunBusyError:  # and the MLflow run is the other's now
+        raise
     except AtelierError as error:
         with only_logged():
             recorder.log_tags({"atelier.error": str(error)[:500]})
@@ -255,6 +260,7 @@ def _stages(
     recorder: RunRecorder,
     progress: Progress,
     watch: Stopwatch,
+    claim: Claim,
 ) -> Outcome:
     import ray
 
@@ -267,6 +273,7 @@ def _stages(
         bundle = folder.local_path() if store.is_local else Path(temporary, "bundle")
         if not folder.exists("checksums.json"):
             _train(spec, store, prepared, tracking, run_id, key, bundle, recorder, progress, watch)
+            claim.check()
             if not store.is_local:
                 _copy_folder(bundle, folder)
         elif not store.is_local:

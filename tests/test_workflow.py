@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from pipeline import workflow
+from pipeline.claim import Claim
 from pipeline.data import manifest, spread
 from pipeline.errors import NonFiniteLossError, TrackingError
 from pipeline.outcome import Stopwatch
@@ -89,7 +90,7 @@ def test_what_ended_a_run_is_raised_though_mlflow_does_not_answer(
     arguments: Any = (SimpleNamespace(key="prepared"), SimpleNamespace(uri="nowhere"))
     store = open_store(str(tmp_path))
     with pytest.raises(type(failure)) as raised:
-        workflow._train_and_after(spec_of(), store, *arguments, "a-run", {}, silent, Stopwatch())
+        workflow._train_and_after(spec_of(), store, *arguments, "a-run", {}, silent, Stopwatch(), Claim(store))
     assert raised.value is failure
     if isinstance(failure, SystemExit):
         assert tried == ["KILLED"]
