@@ -8,7 +8,10 @@ from typing import Any
 from safetensors.torch import save_file
 
 from pipeline.spec import RunSpec, make_spec
+from pipeline.training.checkpoint import Position
+from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
+from pipeline.training.steps import Stepper
 from tests.conftest import MODALITIES, cell_spec, gan_with_options, lane_spec, window_spec
 
 STEPS = 20
@@ -81,6 +84,15 @@ def _vae_with_all_options(modality: str, settings: dict[str, Any]) -> RunSpec:
     spec["model"]["family"] |= {"kl_warmup": 0.5, "kl_cycles": 2, "free_bits_nats": 0.1, "word_dropout": 0.3}
     spec["model"]["condition"] = {"on": ["label"], "size": 3, "dropout": 0.3}
     return make_spec(spec)
+
+
+class SavedByOne(LocalHooks):
+    """Hooks of one rank: the one with a folder saves, the others take part in what a checkpoint asks of all."""
+
+    def checkpoint(self, at: Position, stepper: Stepper) -> None:
+        if self.saver is None and stepper.world_size > 1:
+            stepper.state.global_carry()
+        super().checkpoint(at, stepper)
 
 
 def save_end(session: Session, path: Path) -> None:

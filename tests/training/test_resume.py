@@ -132,7 +132,7 @@ def test_full_disk_leaves_no_half_checkpoint(tmp_path: Path, monkeypatch: pytest
     assert list(tmp_path.iterdir()) == []
 
 
-def test_checkpoint_may_go_on_with_more_steps_and_workers(tmp_path: Path) -> None:
+def test_more_steps_and_a_wish_for_more_workers_are_no_other_spec(tmp_path: Path) -> None:
     spec, folder = _saved(tmp_path)
     tree = spec.as_dict()
     tree["training"] |= {"steps": 9, "num_workers": 2}

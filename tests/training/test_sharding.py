@@ -12,14 +12,11 @@ from safetensors.torch import load_file
 from pipeline.errors import SpecError
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training import sharding
-from pipeline.training.checkpoint import Position
-from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
-from pipeline.training.steps import Stepper
 from tests.conftest import prepared_in_memory
 from tests.made_once import made_once
 from tests.saved_checkpoints import local_checkpoints
-from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, save_end, spec_of
+from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, SavedByOne, save_end, spec_of
 from tests.training.two_processes import run_in_others
 
 IN_BLOCKS = "in-blocks:"
@@ -30,15 +27,6 @@ CASES += [f"{IN_BLOCKS}{case}" for case in ("vae-image", "vae-text", "rnn-carrie
 CASES += [f"{THAWING}vae-image", f"{THAWING}rnn-carried", f"{ROLLED}vae-image", f"{STOPPED}{IN_BLOCKS}vae-image"]
 CASES += [f"{SINGLE}vae-image"]
 RESUMED = ["vae-image", "gan-audio", "rnn-carried"]
-
-
-class Hooks(LocalHooks):
-    """Rank 0 saves; the others take part in what it asks of all."""
-
-    def checkpoint(self, at: Position, stepper: Stepper) -> None:
-        if self.folder is None and stepper.world_size > 1:
-            stepper.state.global_carry()
-        super().checkpoint(at, stepper)
 
 
 def _spec(case: str, sharding: str) -> RunSpec:
@@ -54,7 +42,7 @@ def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Pat
         spec = _spec(case, "fsdp" if world_size > 1 else "none")
         prepared = prepared_in_memory(spec)
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
-        hooks = Hooks(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
+        hooks = SavedByOne(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
         session.run(hooks)
         save_end(session, folder / f"{case}-{world_size}.safetensors")
     finally:
