@@ -36,6 +36,7 @@ class TrainingState:
         self.average = {n: p.detach().clone() for n, p in own.items() if n.startswith(model.averaged)}
         self.carry: tuple[Tensor, ...] | None = None
         self.best: dict[str, Tensor] = {}
+        self._keeps = True
         self._gathered: tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def _names(self, optimizer: torch.optim.Optimizer) -> list[str]:
@@ -45,28 +46,36 @@ class TrainingState:
 
     @contextlib.contextmanager
     def gathered(self) -> Iterator[None]:
-        """While rank 0 alone asks for the state, as for a checkpoint: a collective that has it whole there."""
+        """While rank 0 alone asks for the state, as for a checkpoint: a collective that has it whole there. The others
+        of its machine let go of each tensor at once: the host's memory holds the state once, not once a rank."""
         if self.holding.sharded:
-            state = self.weights(), self.averages(), self.optimizer_tensors()
+            self._keeps = self.rank == 0
+            try:
+                state = self.weights(), self.averages(), self.optimizer_tensors()
+            finally:
+                self._keeps = True
             self._gathered = state if self.rank == 0 else None
         try:
             yield
         finally:
             self._gathered = None
 
+    def _whole(self, name: str, value: Tensor) -> Tensor:
+        whole = self.holding.whole(name, value)
+        return whole if self._keeps else whole.new_empty(0)
+
     def weights(self) -> dict[str, Tensor]:
         """All weights and buffers, each whole: a collective where they are in shards, as are the next four."""
         if self._gathered is not None:
             return self._gathered[0]
-        own, whole = self.holding.own, self.holding.whole
-        state = self.model.state_dict()
-        return {n: whole(n, own[n].detach()) if n in own else value.detach() for n, value in state.items()}
+        own, state = self.holding.own, self.model.state_dict()
+        return {n: self._whole(n, own[n].detach()) if n in own else value.detach() for n, value in state.items()}
 
     def averages(self) -> dict[str, Tensor]:
         """The moving averages, each whole."""
         if self._gathered is not None:
             return self._gathered[1]
-        return {name: self.holding.whole(name, value) for name, value in self.average.items()}
+        return {name: self._whole(name, value) for name, value in self.average.items()}
 
     def scoring_weights(self) -> dict[str, Tensor]:
         """The weights that scores and samples use: averaged where there is an average."""
@@ -81,9 +90,7 @@ class TrainingState:
         if self._gathered is not None:
             return self._gathered[2]
         return {
-            f"{phase}/{number}/{name}": self.holding.whole(self.numbered[phase][number], value)
-            if value.dim()
-            else value
+            f"{phase}/{number}/{name}": self._whole(self.numbered[phase][number], value) if value.dim() else value
             for phase, optimizer in self.optimizers.items()
             for number, state in optimizer.state_dict()["state"].items()
             for name, value in state.items()

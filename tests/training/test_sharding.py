@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import weakref
 from pathlib import Path
 
 import pytest
@@ -44,10 +45,33 @@ def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Pat
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
         hooks = SavedByOne(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
         session.run(hooks)
+        if world_size > 1:
+            _look_at_what_is_held(session)
         save_end(session, folder / f"{case}-{world_size}.safetensors")
     finally:
         torch.set_default_dtype(torch.float32)
         sharding.LEAST_PARAMETERS = least
+
+
+def _look_at_what_is_held(session: Session) -> None:
+    """While a checkpoint is gathered rank 0 has all of the state, and the other one tensor of it at a time."""
+    state, gathered = session.stepper.state, []
+    holding = state.holding
+    assert isinstance(holding, sharding.ShardedHolding)
+    whole = holding.whole
+
+    def watched(name: str, value: torch.Tensor) -> torch.Tensor:
+        held = sum(one() is not None for one in gathered)
+        assert held == (len(gathered) if state.rank == 0 else 0)
+        tensor = whole(name, value)
+        if name in holding.spread:
+            gathered.append(weakref.ref(tensor))
+        return tensor
+
+    holding.whole = watched  # type: ignore[method-assign]
+    with state.gathered():
+        assert len(gathered) >= len(holding.spread)
+    holding.whole = whole  # type: ignore[method-assign]
 
 
 def _train_all(rank: int, folder: Path) -> None:
