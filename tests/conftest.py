@@ -6,6 +6,7 @@ import fcntl
 import os
 import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, cast
@@ -26,6 +27,7 @@ from hypothesis import settings
 from pipeline.data.codec import make_codec
 from pipeline.data.layout import Layout
 from pipeline.data.prepared import Prepared, SplitArrays
+from pipeline.data.prompts import encode_prompts
 from pipeline.spec import RunSpec, make_spec
 
 if TYPE_CHECKING:
@@ -139,6 +141,33 @@ def prepared_in_memory(spec: RunSpec, train: int = 40, validation: int = 8) -> P
     modality = make_codec(spec.data.codec).modality
     raws = {"train": raw_examples(modality, train), "validation": raw_examples(modality, validation, seed=1)}
     return cast(Prepared, PreparedInMemory(spec, raws))
+
+
+class Described(PreparedInMemory):
+    """A set in memory whose examples have labels and prompts."""
+
+    def __init__(self, spec: RunSpec) -> None:
+        modality = make_codec(spec.data.codec).modality
+        super().__init__(spec, {"train": raw_examples(modality, 40), "validation": raw_examples(modality, 8, seed=1)})
+        self.layout = replace(
+            self.layout,
+            labels=("one", "two"),
+            label_counts=(30, 10),
+            prompts=("a bell", "rain"),
+            prompt_counts=(20, 20),
+            prompt_length=8,
+        )
+
+    def load_split(self, name: str, verify: bool = True, max_rows: int | None = None) -> SplitArrays:
+        arrays = super().load_split(name, verify, max_rows)
+        row = torch.arange(len(arrays))
+        prompts = torch.from_numpy(encode_prompts(self.layout.prompts, 8).astype("int16"))
+        return replace(arrays, label=row % 2, prompt=prompts[row % 2])
+
+
+def described_in_memory(spec: RunSpec) -> Prepared:
+    """A set of random records with labels and prompts, as the `Prepared` whose place it takes in a session."""
+    return cast(Prepared, Described(spec))
 
 
 def lane_spec(**training: Any) -> RunSpec:

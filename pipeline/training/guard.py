@@ -1,10 +1,11 @@
 """The guard of the weights: no update goes through whose loss or gradients are not finite.
 
-Plain PyTorch, in every training worker. On a CPU the loss and the vectors among the gradients are looked at in every
-run of a phase; all gradients would cost an autoencoder 3% of its speed. On a GPU looking would stall the device, so it
-decides itself: from the first bad run on, optimisers skip what a flag tells them to, and `look` asks at the next report
-which run it was. A loss that is not finite is sent back as gradients that are not, so that all ranks know it once these
-are reduced.
+Plain PyTorch, in every training worker. On a CPU the batch, the loss and the vectors among the gradients are looked at
+in every run of a phase; all gradients would cost an autoencoder 3% of its speed. On a GPU looking would stall the
+device, so it decides itself: from the first bad run on, optimisers skip what a flag tells them to, and `look` asks at
+the next report which run it was. What one rank alone can see, its batch and its loss, it sends back as gradients that
+are not finite, so that all ranks know it once these are reduced: whoever decided by its own would leave the others
+waiting.
 """
 
 from __future__ import annotations
@@ -96,16 +97,24 @@ class Guard:
         if self.undone:
             self.undo.restore(self.undone)
 
-    def seed(self, loss: Tensor, share: float, run: Run) -> Tensor | None:
-        """What the backward pass of `loss` begins with: the `share` of its examples in those of the run, or NaN where
-        it is not finite; None for a share of 1.
+    def doubts(self, run: Run) -> bool:
+        """Whether the batch of a run has numbers that are not finite, which need not show in the gradients of vectors.
+        The phase may not read them: that is to be seen from all gradients. False where the device decides by these."""
+        if self.on_device or run.batch is None or not run.batch.x.is_floating_point():
+            return False
+        value = float(run.batch.x.sum())
+        return value - value != 0.0
 
-        Raises: NotFiniteError for a loss that is not finite, where no other rank waits for this one's gradients.
+    def seed(self, loss: Tensor, share: float, run: Run, spoilt: bool = False) -> Tensor | None:
+        """What the backward pass of `loss` begins with: the `share` of its examples in those of the run, or NaN where
+        it is not finite or this rank's batch has `spoilt` the gradients; None for a share of 1.
+
+        Raises: NotFiniteError instead of giving NaN, where no other rank waits for this one's gradients.
         """
         if self.on_device:
             return loss.detach() * 0 + share
         value = float(loss.detach())
-        if value - value == 0.0:
+        if value - value == 0.0 and not spoilt:
             return None if share == 1.0 else torch.full_like(loss, share)
         if self.alone:
             raise NotFiniteError(run, loss=value)
@@ -119,7 +128,7 @@ class Guard:
         if not gradients:
             return  # all that the phase trains is frozen
         if not self.on_device:
-            value = float(_total(run, gradients) if norm is None else norm)
+            value = float(_total(gradients) if norm is None else norm)
             if value - value != 0.0:
                 raise NotFiniteError(run, float(loss.detach()), value)
             return
@@ -179,15 +188,14 @@ class Guard:
         return replace(run, carry=self.carry) if carries else run
 
 
-def _total(run: Run, gradients: Sequence[Tensor]) -> Tensor:
+def _total(gradients: Sequence[Tensor]) -> Tensor:
     """A sum that is finite if all gradients are, for a fraction of what reading all of them costs.
 
-    Of vectors (biases, gains) and of the batch: what flows back through a layer goes whole into the gradient of its
-    bias, and that of its matrix is this times what the layer had read, which is the batch, or what made a loss of it.
+    Of vectors (biases, gains): what flows back through a layer goes whole into the gradient of its bias, and that of
+    its matrix is this times what the layer had read, which is the batch (see `Guard.doubts`), or what made a loss of
+    it.
     """
     looked_at = [gradient for gradient in gradients if gradient.dim() <= 1] or list(gradients)
-    if run.batch is not None and run.batch.x.is_floating_point():
-        looked_at.append(run.batch.x)
     return torch.stack([values.sum() for values in looked_at]).sum()
 
 

@@ -19,7 +19,7 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import GenerativeModel, Output, Phase, derive_seed
 from pipeline.spec import TrainingSpec
 from pipeline.training.accumulation import Joined, Run, cut, unsynchronised
-from pipeline.training.blame import NameRows, explain
+from pipeline.training.blame import NameRows, explain, look
 from pipeline.training.compiling import NOT_COMPILED, CompiledPhase
 from pipeline.training.course import Course
 from pipeline.training.freezing import Freezing
@@ -231,10 +231,11 @@ class Stepper:
 
     def _pass(self, phase: Phase, run: Run) -> Output:
         module, optimizer = self.modules[phase.name], self.optimizers[phase.name]
+        spoilt = self._spoilt(phase, run)
         if self.micro_batch.size == run.batch_size:
             with self.timer.part("forward", run.phase):
                 output = run.forward(module)
-            seed = self.guard.seed(output.loss, 1.0, run)
+            seed = self.guard.seed(output.loss, 1.0, run, spoilt)
             optimizer.zero_grad(set_to_none=True)
             self._backward(output.loss, seed, run.phase)
             return output
@@ -245,13 +246,23 @@ class Stepper:
             with unsynchronised(module, last=part == len(parts) - 1):
                 with self.timer.part("forward", run.phase):
                     output = run.forward(module, rows)
-                self._backward(output.loss, self.guard.seed(output.loss, len(rows) / run.batch_size, run), run.phase)
+                seed = self.guard.seed(output.loss, len(rows) / run.batch_size, run, spoilt)
+                self._backward(output.loss, seed, run.phase)
             if part == 0 and self.world_size == 1 and self.training.compile == "cuda_graphs":
                 # The next part's graph writes its gradients to the same memory.
                 for parameter in self.members[phase.name].values():
                     parameter.grad = None if parameter.grad is None else parameter.grad.clone()
             joined.add(output, rows)
         return joined.output
+
+    def _spoilt(self, phase: Phase, run: Run) -> bool:
+        """Whether numbers of this rank's batch that are not finite get into its own gradients, which then are all
+        looked at; False where the norm of all gradients tells it anyway."""
+        if self._takes_norm(run.step) or not self.guard.doubts(run):
+            return False
+        module = PhaseModule(self.model, phase.name)
+        parts = cut(run.batch_size, self.micro_batch.size, self.device)
+        return any(look(run, module, rows)[1] for rows in parts)
 
     def _backward(self, loss: Tensor, seed: Tensor | None, phase: str) -> None:
         with self.timer.part("backward", phase):
@@ -267,9 +278,13 @@ class Stepper:
             return {
                 name: self.holding.clip([n for n, p in members.items() if p.grad is not None], self.training.clip_norm)
             }
-        if number % NORM_EVERY and not self.holding.sharded:  # of its shards alone no rank sees whether all are finite
+        if not self._takes_norm(number):
             return {}
         return {name: self.holding.norm({n: p.grad for n, p in members.items() if p.grad is not None})}
+
+    def _takes_norm(self, number: int) -> bool:
+        # Of its shards alone no rank sees whether all are finite.
+        return self.training.clip_norm is not None or self.holding.sharded or number % NORM_EVERY == 0
 
     def _explained(self, failure: NotFiniteError) -> NonFiniteLossError:
         """The error for users; the weights are then as they were before the step that failed."""

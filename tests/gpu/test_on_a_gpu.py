@@ -23,8 +23,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipeline.data.prepared import SplitArrays
-from pipeline.data.prompts import encode_prompts
 from pipeline.errors import NonFiniteLossError, OutOfMemoryError
 from pipeline.evaluation.likelihood import evaluate_split
 from pipeline.models.base import Batch, Noise, SamplingOptions, make_generator
@@ -36,7 +34,7 @@ from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
 from pipeline.training.tensor_cores import tensor_cores
 from pipeline.training.timing import STEP_PARTS
-from tests.conftest import PreparedInMemory, cell_spec, prepared_in_memory, raw_examples
+from tests.conftest import cell_spec, described_in_memory, prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
 from tests.training.test_device_work import CASES as PLAIN
 from tests.training.test_device_work import spec_of_case
@@ -56,32 +54,6 @@ RESUMED += ["gan-text-options", "gan-image-options", "gan-audio-options", "asked
 EXACT = {"precision": "float32", "tf32": False, "optimizer": "sgd", "lr": 1e-2}
 
 
-class Described(PreparedInMemory):
-    """A set in memory whose examples have labels and prompts."""
-
-    def __init__(self, spec: RunSpec) -> None:
-        modality = self.modality_of(spec)
-        super().__init__(spec, {"train": raw_examples(modality, 40), "validation": raw_examples(modality, 8, seed=1)})
-        self.layout = replace(
-            self.layout,
-            labels=("one", "two"),
-            label_counts=(30, 10),
-            prompts=("a bell", "rain"),
-            prompt_counts=(20, 20),
-            prompt_length=8,
-        )
-
-    @staticmethod
-    def modality_of(spec: RunSpec) -> str:
-        return "image" if spec.data.codec.kind == "image" else "text"
-
-    def load_split(self, name: str, verify: bool = True, max_rows: int | None = None) -> SplitArrays:
-        arrays = super().load_split(name, verify, max_rows)
-        row = torch.arange(len(arrays))
-        prompts = torch.from_numpy(encode_prompts(self.layout.prompts, 8).astype("int16"))
-        return replace(arrays, label=row % 2, prompt=prompts[row % 2])
-
-
 def case_of(case: str, **training: Any) -> tuple[RunSpec, Any]:
     """The spec and the prepared set of a case."""
     spec = spec_of_case(case.removeprefix(ASKED), **training)
@@ -93,7 +65,7 @@ def case_of(case: str, **training: Any) -> tuple[RunSpec, Any]:
     tree["model"]["condition"] = {"on": on, "size": 4, "dropout": 0.1}
     tree["data"]["prompt"] = {"length": 8}
     spec = make_spec(tree)
-    return spec, Described(spec)
+    return spec, described_in_memory(spec)
 
 
 def session_on(device: str, case: str, **training: Any) -> Session:

@@ -18,11 +18,12 @@ from pipeline.errors import NonFiniteLossError
 from pipeline.models.base import Batch
 from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
+from pipeline.training import shared_memory
 from pipeline.training.accumulation import Run
 from pipeline.training.guard import Guard
 from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
-from tests.conftest import cell_spec, lane_spec, prepared_in_memory, window_spec
+from tests.conftest import cell_spec, described_in_memory, lane_spec, prepared_in_memory, window_spec
 from tests.data.prepared_sets import write_prepared
 from tests.training.two_processes import run_in_others
 
@@ -130,24 +131,58 @@ def test_every_optimizer_is_held_back_by_the_device(optimizer: str) -> None:
         assert torch.equal(value, expected[name])
 
 
-def test_a_bad_number_that_a_layer_saturates_on_is_found_though_loss_and_biases_are_finite() -> None:
-    spec = spec_of("vae-image").as_dict()
+def saturating_spec(**training: Any) -> RunSpec:
+    """A critic that gives a finite score, and biases finite gradients, for a picture that is infinite in one place."""
+    spec = spec_of("gan-image", **training).as_dict()
     spec["model"]["backbone"] = {"kind": "mlp", "hidden": [8], "activation": "tanh"}
-    spec["model"]["family"]["binarise"] = "threshold"
-    session = Session(made := make_spec(spec), prepared_in_memory(made, train=400))
-    read, row = session.batches.batch, int(session.batches.batch(BAD_STEP).index[2])
-    observe = session.stepper.model.observe  # type: ignore[operator]
+    return make_spec(spec)
 
-    def saturated(number: int) -> Batch:
-        batch = read(number)
-        batch.x[batch.index == row] = torch.inf
+
+def plant_in_batch(session: Session, number: int, value: float) -> int:
+    """Let a place of this rank's third example in a batch have a `value` that is not finite; the row of the example."""
+    read = session.batches.batch
+
+    def planted(wanted: int) -> Batch:
+        batch = read(wanted)
+        if wanted == number:
+            batch.x = batch.x.clone()
+            batch.x[2, 0, 0, 0] = value
         return batch
 
-    session.stepper.model.observe = lambda x, noise: torch.where(x.isinf(), x, observe(x, noise))  # type: ignore
-    session.batches.batch = saturated  # type: ignore[method-assign]
+    session.batches.batch = planted  # type: ignore[method-assign]
+    return int(read(number).index[2])
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_bad_number_that_a_layer_saturates_on_is_found_though_loss_and_biases_are_finite(
+    micro_batch: int | None,
+) -> None:
+    spec = saturating_spec(micro_batch=micro_batch)
+    session = Session(spec, prepared_in_memory(spec, train=400))
+    row = plant_in_batch(session, 2 * BAD_STEP + 1, torch.inf)
     message, expected = failed(session)
-    assert f"at step {BAD_STEP} (rank 0)" in message and f"on rows [{row}] of" in message
+    assert message.startswith(f"the gradient of phase 'critic' is nan at step {BAD_STEP} (rank 0), its loss being ")
+    assert f"on rows [{row}] of" in message
     assert all(torch.equal(value, expected[name]) for name, value in state_of(session).items())
+
+
+def asked_spec(**training: Any) -> RunSpec:
+    """A generator that is asked for the prompts of a batch, and does not read its pictures."""
+    spec = spec_of("gan-image", **training).as_dict()
+    spec["model"]["condition"] = {"on": ["prompt"], "size": 4}
+    spec["data"]["prompt"] = {"length": 8}
+    return make_spec(spec)
+
+
+@pytest.mark.parametrize("micro_batch", [None, 3])
+def test_a_bad_number_that_a_phase_does_not_read_is_no_failure_of_it(micro_batch: int | None) -> None:
+    spec = asked_spec(micro_batch=micro_batch)
+    planted, plain = (Session(spec, described_in_memory(spec)) for _ in range(2))
+    plant_in_batch(planted, 3 * BAD_STEP + 2, torch.nan)  # two batches of a step are the critic's, the last is not
+    for session in (planted, plain):
+        session.run(LocalHooks(spec))
+    expected = state_of(plain)
+    assert all(torch.equal(value, expected[name]) for name, value in state_of(planted).items())
 
 
 def test_a_guard_on_the_device_changes_nothing_but_the_average_to_rounding() -> None:
@@ -250,4 +285,38 @@ def _one_of_two(rank: int, folder: Path) -> None:
 
 def test_all_workers_say_together_whose_row_it_was(tmp_path: Path) -> None:
     run_in_others(_one_of_two, tmp_path)
+    assert (tmp_path / "said-0").read_text() == (tmp_path / "said-1").read_text()
+
+
+def _one_batch_of_two(rank: int, folder: Path) -> None:
+    """The second rank alone has a bad number in its batch, which the phase reads, saturates on, or does not read."""
+    shared_memory.TIMEOUT = 20.0  # of a rank that waits for one that went another way
+    find_peers = shared_memory.find_peers
+    said = []
+    for meeting in (find_peers, lambda: None):
+        shared_memory.find_peers = meeting
+        for spec, number, value in (
+            (asked_spec(), 3 * BAD_STEP + 1, torch.nan),
+            (saturating_spec(), 2 * BAD_STEP + 1, torch.inf),
+        ):
+            session = Session(spec, described_in_memory(spec), rank=rank, world_size=2)
+            row = plant_in_batch(session, number, value) if rank == 1 else None
+            message, expected = failed(session)
+            assert f"of phase 'critic' is nan at step {BAD_STEP} (rank 1)" in message, message
+            assert row is None or f"on rows [{row}] of" in message, message
+            assert all(torch.equal(value, expected[name]) for name, value in state_of(session).items())
+            said.append(message)
+        spec, states = asked_spec(), []
+        for bad in (rank == 1, False):
+            session = Session(spec, described_in_memory(spec), rank=rank, world_size=2)
+            if bad:
+                plant_in_batch(session, 3 * BAD_STEP + 2, torch.nan)
+            session.run(LocalHooks(spec))
+            states.append(state_of(session))
+        assert all(torch.equal(value, states[1][name]) for name, value in states[0].items())
+    (folder / f"said-{rank}").write_text("\n".join(said))
+
+
+def test_all_workers_say_together_what_one_of_them_sees_in_its_batch(tmp_path: Path) -> None:
+    run_in_others(_one_batch_of_two, tmp_path)
     assert (tmp_path / "said-0").read_text() == (tmp_path / "said-1").read_text()
