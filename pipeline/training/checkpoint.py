@@ -169,8 +169,9 @@ def load_checkpoint(folder: Path, stepper: Stepper, spec: RunSpec) -> Position:
     stepper.course = Course.from_dict(state.get("course", {}))
     if not keeps_best(spec.training):
         stepper.state.best = {}
-    elif not stepper.state.best:
-        # Kept from now on: the objectives before had no weights to go with them.
+    elif not stepper.state.best and stepper.course.best_objective is not None:
+        # Kept from now on: the objectives before had no weights to go with them. Where none was a number there is no
+        # best to be missing, and the validations without a gain count on.
         stepper.course.best_objective = stepper.course.gained_from = None
         stepper.course.without_gain = 0
     return Position(state["step"], state["seconds"])

@@ -15,6 +15,7 @@ from pipeline.spec import RunSpec
 from pipeline.training.checkpoint import Position, load_scoring_weights
 from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
+from pipeline.training.steps import Stepper
 from pipeline.training.stopping import note_objective, should_stop
 from tests.conftest import cell_spec, prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
@@ -145,6 +146,29 @@ def test_an_objective_that_is_no_number_is_no_gain_and_the_next_one_is() -> None
     for step, objective in enumerate((math.nan, math.inf, 5.0, math.nan, 4.0), start=1):
         note_objective(stepper.training, stepper, step, objective)
     assert (stepper.course.best_objective, stepper.course.best_step, stepper.course.without_gain) == (4.0, 5, 0)
+
+
+@pytest.mark.parametrize("saved_at", [4, 8])
+def test_a_training_whose_objectives_are_no_numbers_stops_where_it_would_have_when_resumed(
+    saved_at: int, tmp_path: Path
+) -> None:
+    settings = {"report_every": 2, "validate_every": 2, "checkpoint_every": 4, "keep_checkpoints": 3}
+    spec = stopping(steps=40, early_stopping={"patience": 5}, **settings)
+
+    def ends(resume_from: Path | None = None) -> int:
+        session = session_of(spec, resume_from)
+        validate = session.validate
+
+        def without_a_number(stepper: Stepper, progress: float) -> tuple[dict[str, float], dict[str, float]]:
+            scores, signs = validate(stepper, progress)
+            return scores | {"nll_nats": math.nan}, signs
+
+        session.validate = without_a_number  # type: ignore[method-assign]
+        return session.run(LocalHooks(spec, None if resume_from else tmp_path)).step
+
+    assert ends() == 10
+    (saved,) = [path for path in local_checkpoints(tmp_path) if path.name == f"step-{saved_at:08d}"]
+    assert ends(saved) == 10
 
 
 def test_who_no_longer_asks_for_the_best_gets_the_last_and_who_begins_to_gets_the_best_from_then_on(
