@@ -21,6 +21,7 @@ from pipeline.errors import NonFiniteLossError, TrainingFailedError
 from pipeline.models.base import Batch
 from pipeline.spec import TrainingSpec
 from pipeline.training.checkpoint import Position
+from pipeline.training.clock import Clock
 from pipeline.training.course import Course
 from pipeline.training.health import HealthWarning, Watch, note
 from pipeline.training.instruments import Instruments
@@ -32,8 +33,6 @@ from pipeline.training.wishes import Agreement, Wish
 
 ADDED_TOGETHER = 50
 """Steps whose means are added up at once."""
-CLOCK_EVERY = 10
-"""Steps between two looks at a shared clock, which costs a broadcast when there are several workers."""
 
 START = Position()
 
@@ -140,29 +139,6 @@ class _Waiting:
         self.batches.close()
 
 
-class Clock:
-    """Seconds in the loop, over resumptions, that all ranks agree on: rank 0's, looked at now and then where something
-    `goes_by` them."""
-
-    def __init__(self, before: float, goes_by: bool, world_size: int, device: torch.device) -> None:
-        self.before, self.goes_by, self.world_size, self.device = before, goes_by, world_size, device
-        self.start = time.monotonic()
-        self.shared = before
-
-    def own(self) -> float:
-        return self.before + time.monotonic() - self.start
-
-    def look(self, step: int) -> float:
-        """The seconds that all ranks use at this step."""
-        if self.world_size == 1:
-            self.shared = self.own()
-        elif self.goes_by and step % CLOCK_EVERY == 0:
-            seconds = torch.tensor(self.own(), dtype=torch.float64, device=self.device)
-            dist.broadcast(seconds, 0)
-            self.shared = float(seconds)
-        return self.shared
-
-
 def progress_of(training: TrainingSpec, step: int, seconds: float) -> float:
     """The share of the training done, in [0, 1]: by steps or by time, whichever is nearer its end."""
     by_time = 0.0 if training.max_seconds is None else seconds / training.max_seconds
@@ -195,10 +171,9 @@ def run_loop(
     checkpoint after any step, which says nothing else: a run resumed from it reports as one that went through. Raises:
     NonFiniteLossError; TrainingFailedError when it went back to its start and the time is over.
     """
-    by_clock = training.max_seconds is not None or training.checkpoint_minutes is not None
-    clock = Clock(start.seconds, by_clock, stepper.world_size, stepper.device)
+    clock = Clock(start.seconds, stepper.world_size)
     step = start.step
-    progress = progress_of(training, step, clock.look(step))
+    progress = progress_of(training, step, clock.look())
     instruments = instruments or Instruments(stepper)
     waiting = _Waiting(batches, instruments)
     examples_per_step = training.batch_size * stepper.batches_per_step
@@ -207,7 +182,7 @@ def run_loop(
     watch.begin(norms, stepper.model.annealed_share(progress))
     back = WayBack(training.health, stepper, step)
     means, last_time, last_step = _Means(stepper.course, stepper.device), time.monotonic(), step
-    agreement = Agreement(hooks.hear, stepper.world_size)
+    agreement = Agreement(hooks.hear, clock, stepper.world_size)
     saved_at, saving_seconds = clock.shared, 0.0
     while progress < 1.0 and not should_stop(training, stepper.course):
         try:
@@ -215,11 +190,11 @@ def run_loop(
                 means.add(stepper.step(step, waiting, progress))
             share = lr_share(training, step, progress) * stepper.course.lr_factor
             step += 1
-            progress = progress_of(training, step, clock.look(step))
+            wish = agreement.look()
+            progress = progress_of(training, step, clock.look())
             ends, at = progress >= 1.0, Position(step, clock.own())
             validates = validate is not None and (ends or step % training.validate_every == 0)
             saves, reports = ends or step % training.checkpoint_every == 0, step % training.report_every == 0
-            wish = agreement.look()
             if not (saves or validates or reports):
                 if wish is Wish.NONE:
                     continue
@@ -249,7 +224,7 @@ def run_loop(
         except (NonFiniteLossError, ExplodedError) as error:
             step, warning = back.go(error, step)
             hooks.warn(Position(step, clock.own()), warning)
-            progress, watch = progress_of(training, step, clock.look(step)), Watch(stepper.course)
+            progress, watch = progress_of(training, step, clock.look()), Watch(stepper.course)
             if progress >= 1.0 and step == start.step:
                 # Nothing of this start was saved, and there is no time to train anew: that is no model.
                 raise TrainingFailedError(

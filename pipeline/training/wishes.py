@@ -15,6 +15,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from pipeline.training.checkpoint import Position
+from pipeline.training.clock import Clock
 
 LOOK_SECONDS = 0.25
 """Between two agreements, about: a wish is acted on after at most two of these and a step."""
@@ -48,11 +49,12 @@ class Agreement:
     """The wish that all ranks act on after a step: the largest that any of them hears.
 
     One rank is asked after every step. Several look about every `LOOK_SECONDS`, and never wait for each other there:
-    what is sent at one look is read at the next. They speak over gloo, on the host, so that no GPU is waited for.
+    what is sent at one look is read at the next. They speak over gloo, on the host, so that no GPU is waited for. Rank
+    0's seconds go along, for the `clock` of each.
     """
 
-    def __init__(self, hear: Callable[[], Wish], world_size: int) -> None:
-        self.hear, self.world_size = hear, world_size
+    def __init__(self, hear: Callable[[], Wish], clock: Clock, world_size: int) -> None:
+        self.hear, self.clock, self.world_size = hear, clock, world_size
         self.every = self.left = 1
         self.since = time.monotonic()
         self.sent: tuple[dist.Work, Tensor] | None = None
@@ -83,17 +85,19 @@ class Agreement:
         self._read()
 
     def _send(self, seconds: float) -> None:
-        values = torch.tensor([float(self.hear()), seconds], dtype=torch.float64)
+        of_the_clock = self.clock.own() if dist.get_rank() == 0 else 0.0  # the largest is rank 0's
+        values = torch.tensor([float(self.hear()), seconds, of_the_clock], dtype=torch.float64)
         work = dist.all_reduce(values, dist.ReduceOp.MAX, group=self.group, async_op=True)
         assert work is not None
         self.sent = work, values
 
     def _read(self) -> tuple[Wish, float]:
-        """The largest wish, and the seconds a step of the slowest rank; NONE and 0 where nothing was sent."""
+        """The largest wish, and the seconds a step of the slowest rank; NONE and 0 where nothing was sent. The clock is
+        set by what was."""
         if self.sent is None:
             return Wish.NONE, 0.0
         work, values = self.sent
         self.sent = None
         work.wait()
-        wish, seconds = values.tolist()
+        wish, seconds, self.clock.shared = values.tolist()
         return Wish(int(wish)), seconds

@@ -70,7 +70,9 @@ def test_checkpoints_come_by_the_clock_at_reports_and_change_neither_reports_nor
     plain.run(without)
     assert without.saved == [20]
 
-    monkeypatch.setattr("pipeline.training.loop.time", Ticking())
+    ticking = Ticking()
+    for module in ("clock", "loop"):
+        monkeypatch.setattr(f"pipeline.training.{module}.time", ticking)
     spec = spec_of(**rare, checkpoint_minutes=0.2)
     session, hooks = session_of(spec), Noting(spec)
     session.run(hooks)
@@ -85,7 +87,9 @@ def test_checkpoints_come_by_the_clock_at_reports_and_change_neither_reports_nor
 
 
 def test_a_checkpoint_by_steps_puts_off_the_one_by_the_clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("pipeline.training.loop.time", Ticking())
+    ticking = Ticking()
+    for module in ("clock", "loop"):
+        monkeypatch.setattr(f"pipeline.training.{module}.time", ticking)
     spec = spec_of(steps=20, report_every=1, checkpoint_every=4, validate_every=1000, checkpoint_minutes=1.0)
     hooks = Noting(spec)
     session_of(spec).run(hooks)

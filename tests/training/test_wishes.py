@@ -17,7 +17,9 @@ from safetensors.torch import load_file, save_file
 
 from pipeline.spec import RunSpec
 from pipeline.storage import open_store
+from pipeline.training import wishes
 from pipeline.training.checkpoint import Position
+from pipeline.training.clock import Clock
 from pipeline.training.ending import Trained
 from pipeline.training.in_process import LocalHooks, train_in_process
 from pipeline.training.session import Session
@@ -26,6 +28,7 @@ from pipeline.training.termination import Termination
 from pipeline.training.wishes import Wish
 from tests.conftest import cell_spec, lane_spec, prepared_in_memory
 from tests.saved_checkpoints import local_checkpoints
+from tests.training.test_device_work import Reads
 from tests.training.two_processes import run_in_others
 
 CASES = ["vae-image", "gan-audio", "rnn-carried"]
@@ -226,3 +229,43 @@ def test_two_workers_end_after_the_same_step_when_one_of_them_is_asked(tmp_path:
     two = load_file(tmp_path / "two.safetensors")
     for name, value in alone.stepper.state.scoring_weights().items():
         torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
+
+
+def _train_by_the_clock(rank: int, folder: Path) -> None:
+    """The clock of rank 0 goes a second at every look, and that of rank 1 is far ahead. Both leave the progress that
+    each step was taken at, rank 0 also what its clock said, and where numbers were read from tensors of the device."""
+    said: list[float] = []
+
+    def own(self: Clock) -> float:
+        said.append(len(said) + 1.0 if rank == 0 else 1e9)
+        return said[-1]
+
+    Clock.own, wishes.LOOK_SECONDS = own, 0.0  # type: ignore[method-assign]
+    at_the_end = dict.fromkeys(("steps", "report_every", "validate_every", "checkpoint_every"), 1000)
+    spec = spec_of("vae-image", max_seconds=200, **at_the_end)
+    session = session_of(spec, rank=rank, world_size=2)
+    stepper = session.stepper
+    stepper.guard.on_device = True  # as on a GPU, where it looks when a report comes
+    seen: list[float] = []
+    read: list[list[str]] = []
+    step = stepper.step
+
+    def noting(number: int, batches: Any, progress: float) -> Any:
+        seen.append(200 * progress)
+        read.append(list(reads.places))
+        return step(number, batches, progress)
+
+    stepper.step = noting  # type: ignore[method-assign]
+    with Reads() as reads:
+        session.run(LocalHooks(spec))
+    torch.save({"seen": seen, "said": said, "read": read[-1][len(read[0]) :]}, folder / f"{rank}.pt")
+
+
+def test_two_workers_go_by_the_seconds_of_the_first_and_read_no_number_from_the_device_for_it(tmp_path: Path) -> None:
+    run_in_others(_train_by_the_clock, tmp_path)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1))
+    assert first["seen"] == second["seen"]
+    by_time = first["seen"][2:]  # before two steps are taken nothing has come
+    assert by_time == sorted(by_time) and len(set(by_time)) > 10
+    assert {round(seconds) for seconds in by_time} < {round(seconds) for seconds in first["said"]}
+    assert first["read"] == second["read"] == []
