@@ -56,12 +56,17 @@ def test_compiled_steps_equal_those_as_written(
     case: str, backend: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(compiling, "BACKEND", backend)
-    expected, _ = _trained(_spec(case, False))
-    seen, warnings = _trained(_spec(case, True), tmp_path)
+    # In double precision, for the reason that the cases of parity are: Adam makes steps of a critic's rounding noise.
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected, _ = _trained(_spec(case, False))
+        seen, warnings = _trained(_spec(case, True), tmp_path)
+    finally:
+        torch.set_default_dtype(torch.float32)
     assert not [warning for warning in warnings if warning.kind == compiling.NOT_COMPILED]
     assert seen.keys() == expected.keys()
     for name, value in expected.items():
-        torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5 if backend == "inductor" else 0.0)
+        torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-9 if backend == "inductor" else 0.0)
     assert load_file(local_checkpoints(tmp_path)[-1] / "weights.safetensors").keys() == expected.keys()
 
 
