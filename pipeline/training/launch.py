@@ -6,6 +6,7 @@ The same name and storage resume by themselves: the workers find the run's check
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -13,14 +14,15 @@ from torch import Tensor
 
 import pipeline.errors
 from pipeline.data.prepared import Prepared
-from pipeline.errors import CheckpointError, TrainingFailedError
+from pipeline.errors import CheckpointError, OutOfMemoryError, TrainingFailedError
 from pipeline.progress import Progress
-from pipeline.spec import RunSpec
+from pipeline.spec import RunSpec, TrainingSpec
 from pipeline.storage import Store
 from pipeline.training.allocation import KEEP_FREED_MEMORY
 from pipeline.training.checkpoint import load_scoring_weights
 from pipeline.training.ending import Trained, leave
 from pipeline.training.following import Follower
+from pipeline.training.memory import ended_for_memory
 from pipeline.training.shelf import Shelf, shelf_of
 
 if TYPE_CHECKING:
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
 
 START_SECONDS = "20"
 """How long an elastic run waits for the number of workers that it found room for, before it looks again."""
+SILENT_DEATH = "killed by the OOM killer"
+"""Of the causes that Ray gives for a worker whose process ended without a word (SIGKILL, SIGSEGV), the first."""
+NODE_MEMORY = re.compile(r"Memory on the node \(IP: (?P<node>[^,)]+).*?\) was (?P<taken>.+? limit)")
+"""What Ray's memory monitor says of the node whose worker it ended."""
 
 
 def train_with_ray(
@@ -45,9 +51,11 @@ def train_with_ray(
     (a name that `initial.keep_weights` gave) if there are any.
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
-    or TrainingFailedError when workers failed oftener than `training.max_failures`; SystemExit when SIGTERM stopped
-    it, with a checkpoint if it came within `training.stop_seconds`.
+    OutOfMemoryError when one was ended for want of memory, or TrainingFailedError when workers failed oftener than
+    `training.max_failures`; SystemExit when SIGTERM stopped it, with a checkpoint if it came within
+    `training.stop_seconds`.
     """
+    from ray.exceptions import OutOfMemoryError as EndedByRay
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
@@ -91,11 +99,12 @@ def train_with_ray(
         Follower(run_key, training.steps, training.max_seconds, progress) as follower,
         ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None) as termination,
     ):
+        ended_before = ended_for_memory()
         try:
             result = trainer.fit()
             stopped = termination.asked.is_set()
-        except RayTrainingFailedError as error:
-            raise _cause_of(error) from error
+        except (RayTrainingFailedError, EndedByRay) as error:  # the latter where Ray ended the controller
+            raise _cause_of(error, training, ended_for_memory() - ended_before) from error
     value: dict[str, Any] = result.return_value or {}
     if "failure" in value:
         raise getattr(pipeline.errors, value["failure"])(value["message"])
@@ -123,8 +132,9 @@ def final_weights(shelf: Shelf, step: int) -> dict[str, Tensor]:
         ) from error
 
 
-def _cause_of(error: Exception) -> Exception:
-    """The AtelierError that a worker raised, or a summary of what Ray says."""
+def _cause_of(error: Exception, training: TrainingSpec, ended_here: int) -> Exception:
+    """The AtelierError that a worker raised, or OutOfMemoryError for one that was ended for want of memory, or a
+    summary of what Ray says. `ended_here` counts the processes that this machine's kernel ended since."""
     failures = getattr(error, "worker_failures", None) or {}
     for rank, failure in failures.items():
         cause = getattr(failure, "base_exc", failure)
@@ -133,5 +143,36 @@ def _cause_of(error: Exception) -> Exception:
             if isinstance(seen, pipeline.errors.AtelierError):
                 return type(seen)(f"worker {rank}: {seen}")
             seen = getattr(seen, "cause", None) or seen.__cause__
+    ended = {f"worker {rank}": getattr(failure, "health_check_failure", failure) for rank, failure in failures.items()}
+    for who, failure in (ended or {"the controller": error}).items():
+        if (found := _want_of_memory(who, failure, training, ended_here)) is not None:
+            return found
     lines = [line for line in str(error).strip().splitlines() if line.strip()]
     return TrainingFailedError(f"training failed after its restarts: {lines[-1] if lines else type(error).__name__}")
+
+
+def _want_of_memory(who: str, failure: Exception, training: TrainingSpec, ended_here: int) -> Exception | None:
+    """What to say of a process that was ended from outside, if it was: by Ray's memory monitor, which says so, or
+    without a word, as the kernel does."""
+    from ray.exceptions import OutOfMemoryError as EndedByRay
+
+    if isinstance(failure, EndedByRay):
+        seen = NODE_MEMORY.search(str(failure))
+        of = "" if seen is None else f" on node {seen['node']} ({seen['taken']})"
+        return OutOfMemoryError(f"{who}: memory ran out{of}, and Ray ended it; {_take_less(training)}")
+    if SILENT_DEATH not in str(failure):
+        return None
+    if ended_here > 0:
+        return OutOfMemoryError(f"{who}: memory ran out, and the kernel ended it; {_take_less(training)}")
+    return TrainingFailedError(
+        f"{who}: its process ended without a word; most often memory ran out, which the log of its node's kernel says "
+        f"('dmesg | grep -i oom'): then {_take_less(training)}"
+    )
+
+
+def _take_less(training: TrainingSpec) -> str:
+    if training.micro_batch == "auto":
+        return "set training.batch_size to less, or take a smaller model, or a machine with more memory"
+    if training.sharding == "fsdp":
+        return "set training.micro_batch or training.batch_size to less, or train on more workers"
+    return "set training.micro_batch to auto, which finds how many examples at once fit, or training.batch_size to less"

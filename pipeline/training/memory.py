@@ -46,6 +46,7 @@ LIMITS = (
     ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat"),
 )
 """Where a container says what it may take, what it has taken and of what that is made up: control groups v2, and v1."""
+VMSTAT = Path("/proc/vmstat")
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's `mallopt`: what is free at the end of the heap before it is given back, and from what size on a block is
 one of its own, given back when it is freed."""
@@ -234,6 +235,16 @@ def within_what_is_free(device: torch.device) -> Iterator[None]:
     finally:
         _give_back_blocks_of(LARGEST)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+
+
+def ended_for_memory(vmstat: Path = VMSTAT) -> int:
+    """How many processes this machine's kernel has ended for want of memory, of the machine or of a container, since it
+    started; 0 where it does not tell."""
+    try:
+        counts = dict(line.split() for line in vmstat.read_text().splitlines())
+        return int(counts.get("oom_kill", 0))
+    except (OSError, ValueError):
+        return 0
 
 
 def _give_back_blocks_of(size: int) -> None:
