@@ -40,7 +40,9 @@ class TrainingSpec(Strict):
     workers as the cluster has room for, at the same global batch: with fewer when a node goes and, right after a
     checkpoint, with more when one comes, for which it looks every `resize_seconds`. A training that SIGTERM stops has
     `stop_seconds` for a last checkpoint. `placement: pack` keeps the workers on as few nodes as they fit on, `spread`
-    on as many as there are. `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
+    on as many as there are. `max_failures` is how often workers may die or fail, and are started again, without a new
+    checkpoint in between; with the next failure the training ends. -1 sets no limit.
+    `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within
     which the rows of as many shards as hold `shuffle_window` examples, or 512 MiB of them, are shuffled together.
@@ -101,7 +103,7 @@ class TrainingSpec(Strict):
     checkpoint_minutes: Annotated[float | None, Field(gt=0)] = None
     validate_every: Count = 1000
     keep_checkpoints: Count = 2
-    max_failures: Annotated[int, Field(ge=0)] = 2
+    max_failures: Annotated[int, Field(ge=-1)] = 2
     health: HealthSpec = HealthSpec()
     early_stopping: EarlyStoppingSpec | None = None
     keep_best: bool = False

@@ -52,8 +52,8 @@ def train_with_ray(
 
     `callbacks` run in Train's controller: a trial's hand its reports to Tune. Raises: the AtelierError of a worker,
     OutOfMemoryError when one was ended for want of memory, or TrainingFailedError when workers failed oftener than
-    `training.max_failures`; SystemExit when SIGTERM stopped it, with a checkpoint if it came within
-    `training.stop_seconds`.
+    `training.max_failures` without a new checkpoint; SystemExit when SIGTERM stopped it, with a checkpoint if it came
+    within `training.stop_seconds`.
     """
     from ray.exceptions import OutOfMemoryError as EndedByRay
     from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -77,6 +77,7 @@ def train_with_ray(
     trainer = LeanTorchTrainer(
         train_worker,
         own_ray=is_own(),
+        shelf=shelf,
         train_loop_config=config.as_dict(),
         scaling_config=ScalingConfig(
             num_workers=training.num_workers,

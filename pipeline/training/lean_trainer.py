@@ -14,14 +14,17 @@ from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
 
 from pipeline.training.elastic import ElasticPolicy
+from pipeline.training.failures import WithoutProgress
+from pipeline.training.shelf import Shelf
 
 
 class LeanTorchTrainer(TorchTrainer):
     """Without the manager of Ray Data's datasets, of which no training here has any, and where `own_ray` says that the
     cluster ends with this process, without the cleaner of placement groups, which would end with it. An elastic one
-    changes its number of workers after checkpoints only."""
+    changes its number of workers after checkpoints only. Failures count until there is a new one on the `shelf`."""
 
-    def __init__(self, *args: Any, own_ray: bool, **options: Any) -> None:
+    def __init__(self, *args: Any, own_ray: bool, shelf: Shelf, **options: Any) -> None:
+        self._shelf = shelf
         self._needless = (DatasetsCallback, PlacementGroupCleanerCallback) if own_ray else (DatasetsCallback,)
         super().__init__(*args, **options)
 
@@ -31,6 +34,7 @@ class LeanTorchTrainer(TorchTrainer):
         ]
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
+        options["failure_policy"] = WithoutProgress(options["failure_policy"], self._shelf)
         if self.scaling_config.elasticity_enabled:
             options["scaling_policy"] = ElasticPolicy(self.scaling_config, self.run_config.name)
         return super()._initialize_and_run_controller(**options)

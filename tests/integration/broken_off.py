@@ -22,13 +22,13 @@ from tests.command_line import settings
 
 
 def start_training(conf: str, overrides: list[str], said: Path | None = None) -> subprocess.Popen[str]:
-    """`atelier train` as a process that joins this one's Ray; what it says goes to `said`."""
+    """`atelier train` as a process that joins this one's Ray; what it says goes to `said`, and it answers."""
     import ray
 
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     command = [sys.executable, "-m", "jobs", "train", conf, *settings(*overrides)]
     with Path(said or os.devnull).open("w") as errors:
-        return subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=errors, text=True)
+        return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=errors, text=True)
 
 
 def until(true: Callable[[], Any], process: subprocess.Popen[str] | None = None, seconds: float = 180) -> Any:

@@ -1,8 +1,9 @@
-"""A training on a real Ray that gets SIGTERM, in a worker and then in the driver, loses no step by it."""
+"""A training on a real Ray whose worker or driver is ended goes on: SIGTERM loses no step, SIGKILL no run."""
 
 from __future__ import annotations
 
 import contextlib
+import json
 import re
 import signal
 from pathlib import Path
@@ -71,3 +72,23 @@ def test_sigterm_of_a_worker_and_of_the_driver_lose_no_step(ray_cluster: None, t
     assert code == 0, errors_said
     assert answer["run_id"] == run.info.run_id
     assert_undisturbed(load_spec("conf/image_vae.yaml", overrides), answer)
+
+
+@pytest.mark.slow  # of the quick tests, `tests/chaos` kills a worker as well, and `test_failures` counts
+def test_workers_that_are_killed_after_new_checkpoints_end_no_training_that_may_fail_once(
+    ray_cluster: None, tmp_path: Path
+) -> None:
+    often = ("training.steps=2000", "training.checkpoint_every=100", "training.max_failures=1")
+    overrides = [f"storage={tmp_path}", *SMALL, *often]
+    said = tmp_path / "said"
+    driver = start_training("conf/image_vae.yaml", overrides, said)
+    last: list[int] = []
+    for _ in range(3):
+        until(lambda before=last: saved_steps(tmp_path)[-1:] > before and train_workers(), driver)
+        last = saved_steps(tmp_path)[-1:]
+        (worker,) = train_workers()
+        worker.kill()
+        worker.wait()
+    output, _ = driver.communicate(timeout=300)
+    assert driver.returncode == 0, said.read_text()
+    assert_undisturbed(load_spec("conf/image_vae.yaml", overrides), json.loads(output.splitlines()[-1]))
