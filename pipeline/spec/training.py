@@ -42,6 +42,8 @@ class TrainingSpec(Strict):
     `stop_seconds` for a last checkpoint. `placement: pack` keeps the workers on as few nodes as they fit on, `spread`
     on as many as there are. `max_failures` is how often workers may die or fail, and are started again, without a new
     checkpoint in between; with the next failure the training ends. -1 sets no limit.
+    `use_gpu: auto` gives each worker a GPU where there are enough; with `true` a training waits for them, and one with
+    `num_workers: 0` is refused without one.
     `ema_decay: 0` keeps no average of the weights; otherwise scores and samples use it.
     `load`: the split lies in memory, is streamed from its shards, or, `auto`, is streamed when it is larger than
     `memory_megabytes` (2^20 bytes); the order of the examples is the same. It is a permutation of whole shards, within

@@ -13,10 +13,10 @@ from pathlib import Path
 import torch
 
 from pipeline.data.prepared import Prepared
-from pipeline.errors import StorageError
+from pipeline.errors import SpecError, StorageError
 from pipeline.progress import WARNING, Progress
 from pipeline.release.recorder import RunRecorder
-from pipeline.spec import RunSpec
+from pipeline.spec import RunSpec, TrainingSpec
 from pipeline.storage import Store, open_store
 from pipeline.training.checkpoint import Position, unsent_points
 from pipeline.training.ending import Trained, leave
@@ -107,15 +107,15 @@ def train_in_process(
 ) -> Trained:
     """Train in this process, without Ray Train (`training.num_workers: 0`).
 
-    Raises: NonFiniteLossError; OutOfMemoryError; TrainingFailedError when it went back to its start and the time is
-    over; PreparedDataError when a streamed shard is damaged; CheckpointError when there are checkpoints and none can be
-    trusted; StorageError; SystemExit when SIGTERM stopped it, with a checkpoint if it came within
-    `training.stop_seconds`.
+    Raises: SpecError when it is to use a GPU and there is none; NonFiniteLossError; OutOfMemoryError;
+    TrainingFailedError when it went back to its start and the time is over; PreparedDataError when a streamed shard is
+    damaged; CheckpointError when there are checkpoints and none can be trusted; StorageError; SystemExit when SIGTERM
+    stopped it, with a checkpoint if it came within `training.stop_seconds`.
     """
+    device = _device(spec.training)
     shelf = shelf_of(store, run_key, spec.training)
     found = shelf.find()
     shelf.clear()
-    device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
     torch.set_num_threads(spec.training.threads_per_worker or processors())
     with shelf.opened(found.step) as resume_from:
         initial = read_weights(store, initial_weights) if initial_weights and resume_from is None else None
@@ -159,3 +159,18 @@ def train_in_process(
     stepper = session.stepper
     warnings = warnings_of(stepper.course)
     return Trained(end.step, end.seconds, stepper.state.bundled_weights(), first_step_at, hooks.metrics, warnings)
+
+
+def _device(training: TrainingSpec) -> str:
+    """Where this process trains. Raises: SpecError where that shall be a GPU: no other one will come, and a training of
+    hours would take weeks without a word."""
+    if training.use_gpu and torch.cuda.is_available():
+        return "cuda"
+    if training.use_gpu is True:
+        built = f"for CUDA {torch.version.cuda}" if torch.version.cuda else "without CUDA"
+        raise SpecError(
+            f"training.use_gpu is true, and this process has no GPU that PyTorch (built {built}) can use; mend that "
+            "(nvidia-smi, CUDA_VISIBLE_DEVICES, the driver), or set training.use_gpu to auto or false, which trains on "
+            "the CPU"
+        )
+    return "cpu"
