@@ -135,6 +135,11 @@ def gpus() -> int:
     return int(ray.cluster_resources().get("GPU", 0))
 
 
+def node_resources() -> list[dict[str, float]]:
+    """What each node of the cluster has, whoever uses it."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def free_slots(cpus: int) -> int:
     """How many processes of `cpus` processors each the cluster has room for, node by node.
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from pipeline.training.room import amounts, ask_less, asked, fits
+
 GIBIBYTE = 1024**3
 LEAST_FREE_BYTES = 5 * GIBIBYTE
 SPILL_LIMIT = 0.95
@@ -158,7 +160,7 @@ def check_resources(
     bundle: Mapping[str, float], number: int, places: Sequence[Place], groups: Sequence[NodeGroup] = ()
 ) -> Check:
     """`number` workers of `bundle` each fit on the nodes: on all of them, on what is free, on what may come."""
-    want = f"{number} worker{'s' * (number != 1)} of {amounts(bundle)}"
+    want = asked(bundle, number)
     nodes = [place for place in places if not place.is_driver and place.resources]
     fit = sum(fits(bundle, node.resources) for node in nodes)
     if fit < number:
@@ -176,7 +178,7 @@ def check_resources(
             "resources",
             "fail",
             f"{want}: only {fit} fit{'s' * (fit == 1)} ({have})",
-            _less(bundle) + ", or add nodes",
+            ask_less(bundle) + ", or add nodes",
         )
     free = sum(fits(bundle, node.free_resources) for node in nodes)
     if free < number:
@@ -197,12 +199,6 @@ def check_resources(
             "lower training.num_workers or training.threads_per_worker: more threads than processors are slower",
         )
     return Check("resources", "ok", f"{want}: {fit} fit")
-
-
-def _less(bundle: Mapping[str, float]) -> str:
-    if bundle.get("GPU"):
-        return "set training.use_gpu=auto (or false), lower training.num_workers"
-    return "lower training.num_workers or training.threads_per_worker"
 
 
 def check_disks(places: Sequence[Place]) -> Check:
@@ -277,18 +273,6 @@ def check_source(path: str | None, error: str | None, places: Sequence[Place]) -
 
 
 # --- small words ----------------------------------------------------------------------------------------------
-
-
-def fits(bundle: Mapping[str, float], resources: Mapping[str, float]) -> int:
-    """How many of `bundle` go on a node of `resources`."""
-    wanted = {name: amount for name, amount in bundle.items() if amount}
-    return min((int(resources.get(name, 0) / amount + 1e-9) for name, amount in wanted.items()), default=0)
-
-
-def amounts(resources: Mapping[str, float]) -> str:
-    """Processors and GPUs in words."""
-    shown = [f"{resources[name]:g} {name}" for name in ("CPU", "GPU") if resources.get(name)]
-    return " and ".join(shown) or "0 CPU"
 
 
 def bytes_as_text(count: float) -> str:

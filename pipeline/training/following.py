@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pipeline.progress import WARNING, Progress
@@ -28,15 +28,25 @@ TELLING_WAIT = 0.05
 
 
 class Follower:
-    """A thread that shows what rank 0 tells while `fit` blocks."""
+    """A thread that shows what rank 0 tells while `fit` blocks, and while nothing is told what the cluster is `in_want`
+    of, if of anything."""
 
-    def __init__(self, run_key: str, steps: int, max_seconds: float | None, progress: Progress) -> None:
+    def __init__(
+        self,
+        run_key: str,
+        steps: int,
+        max_seconds: float | None,
+        progress: Progress,
+        in_want: Callable[[], str] = str,
+    ) -> None:
         self.run_key, self.steps, self.max_seconds, self.progress = run_key, steps, max_seconds, progress
+        self.in_want, self.said_want = in_want, ""
         self.first_step_at: float | None = None
         self.start_at: float | None = None
         """When the workers that run now took their first step: each start of them begins a list of warnings."""
         self.num_said = 0
-        self.started = time.time()
+        self.started = self.moved_at = time.time()
+        self.told: dict[str, Any] = {}
         self.stop = threading.Event()
         self.thread = threading.Thread(target=self._follow, name="atelier-progress", daemon=True)
 
@@ -54,6 +64,10 @@ class Follower:
         while True:
             ending = self.stop.wait(POLL_SECONDS)
             values = told(self.run_key)
+            moves, self.told = values != self.told, values
+            if moves:
+                self.moved_at = time.time()
+            want = "" if moves or ending else self._want()
             if values and values["first_step_at"] and values["first_step_at"] >= self.started - 1:
                 self.first_step_at = self.first_step_at or values["first_step_at"]
                 if values["first_step_at"] != self.start_at:
@@ -62,12 +76,24 @@ class Follower:
                     self.progress(WARNING, 0, None, message)
                     self.num_said += 1
                 steps = values["steps"]  # of which a limit by epochs may allow fewer than the spec
-                self.progress("train", values["step"], steps, describe(values, steps, self.max_seconds))
+                note = want or describe(values, steps, self.max_seconds)
+                self.progress("train", values["step"], steps, note)
             else:
-                waited = time.time() - self.started
-                self.progress("train", 0, self.steps, f"waiting for Ray Train's workers, {waited:.0f} s")
+                self.progress("train", 0, self.steps, want or self._waiting())
             if ending:
                 return
+
+    def _waiting(self) -> str:
+        return f"waiting for Ray Train's workers, {time.time() - self.moved_at:.0f} s"
+
+    def _want(self) -> str:
+        """The line of a training that waits for nodes; what it waits for is said in full once, since a terminal cuts
+        off a long line."""
+        want = self.in_want()
+        if want and want != self.said_want:
+            self.progress(WARNING, 0, None, want)
+        self.said_want = want
+        return f"{self._waiting()}: {want}" if want else ""
 
 
 def describe(values: dict[str, Any], steps: int, max_seconds: float | None) -> str:

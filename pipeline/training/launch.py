@@ -23,6 +23,7 @@ from pipeline.training.checkpoint import load_scoring_weights
 from pipeline.training.ending import Trained, leave
 from pipeline.training.following import Follower
 from pipeline.training.memory import ended_for_memory
+from pipeline.training.room import lacking
 from pipeline.training.shelf import Shelf, shelf_of
 
 if TYPE_CHECKING:
@@ -59,13 +60,14 @@ def train_with_ray(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailedError
 
-    from pipeline.ray_session import gpus, is_own
+    from pipeline.ray_session import gpus, is_own, node_resources
     from pipeline.training.asked import CatchSigterm, ends_when_stopped
     from pipeline.training.lean_trainer import LeanTorchTrainer
     from pipeline.training.worker import WorkerConfig, train_worker
 
     training = spec.training
     use_gpu = gpus() >= training.fewest_workers if training.use_gpu == "auto" else training.use_gpu
+    bundle = {"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})}
     if training.fewest_workers < training.most_workers:
         os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_SECONDS)
     config = WorkerConfig(
@@ -84,7 +86,7 @@ def train_with_ray(
             elastic_resize_monitor_interval_s=training.resize_seconds,
             use_gpu=use_gpu,
             placement_strategy=training.placement.upper(),
-            resources_per_worker={"CPU": training.threads_per_worker or 1, **({"GPU": 1} if use_gpu else {})},
+            resources_per_worker=bundle,
         ),
         run_config=RunConfig(
             name=run_key,
@@ -96,8 +98,12 @@ def train_with_ray(
             worker_runtime_env=None if use_gpu else {"env_vars": KEEP_FREED_MEMORY},
         ),
     )
+
+    def in_want() -> str:
+        return lacking(bundle, training.fewest_workers, node_resources())
+
     with (
-        Follower(run_key, training.steps, training.max_seconds, progress) as follower,
+        Follower(run_key, training.steps, training.max_seconds, progress, in_want) as follower,
         ends_when_stopped(run_key, training.stop_seconds, lambda: follower.first_step_at is not None) as termination,
     ):
         ended_before = ended_for_memory()

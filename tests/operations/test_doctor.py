@@ -20,7 +20,6 @@ from pipeline.operations.checks import (
     check_source,
     check_storage,
     check_versions,
-    fits,
     without_password,
 )
 
@@ -145,21 +144,6 @@ def test_no_password_is_shown() -> None:
 # --- resources ------------------------------------------------------------------------------------------------
 
 NODES = [driver(), place("a"), place("b")]
-
-
-@pytest.mark.parametrize(
-    ("bundle", "resources", "count"),
-    [
-        ({"CPU": 2.0, "GPU": 0.0}, {"CPU": 5.0}, 2),
-        ({"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0, "GPU": 3.0}, 3),
-        ({"CPU": 2.0, "GPU": 1.0}, {"CPU": 64.0}, 0),
-        ({"CPU": 0.1}, {"CPU": 0.3}, 3),
-    ],
-)
-def test_bundles_are_counted_by_the_scarcest_resource(
-    bundle: dict[str, float], resources: dict[str, float], count: int
-) -> None:
-    assert fits(bundle, resources) == count
 
 
 def test_workers_that_fit_are_well() -> None:

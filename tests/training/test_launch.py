@@ -1,8 +1,10 @@
-"""What a driver says of workers that were ended from outside, by the errors that Ray hands over."""
+"""What a driver says of workers that cannot be placed, and of those that were ended from outside."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +15,7 @@ from ray.train.v2.api.exceptions import TrainingFailedError as RayTrainingFailed
 from ray.train.v2.api.exceptions import WorkerGroupError
 
 from pipeline.errors import AtelierError, OutOfMemoryError, TrainingFailedError
-from pipeline.progress import silent
+from pipeline.progress import WARNING, silent
 from pipeline.storage import open_store
 from pipeline.training import launch, worker
 from pipeline.training.launch import train_with_ray
@@ -63,6 +65,7 @@ def raised(
     counted = [3]  # and earlier ones are of no account
     kept_here(monkeypatch)
     monkeypatch.setattr(worker, "told", lambda key: {})
+    monkeypatch.setattr("pipeline.ray_session.node_resources", lambda: [{"CPU": 1.0}])
     monkeypatch.setattr(launch, "ended_for_memory", lambda: counted[-1])
     monkeypatch.setattr("pipeline.training.lean_trainer.LeanTorchTrainer", Trainer)
     spec = cell_spec("vae", "image", use_gpu=False, **training)
@@ -132,3 +135,35 @@ def test_the_kernel_counts_whom_it_ended(text: str | None, count: int, tmp_path:
     if text is not None:
         (tmp_path / "vmstat").write_text(text)
     assert ended_for_memory(tmp_path / "vmstat") == count
+
+
+def test_a_training_whose_workers_cannot_be_placed_says_so_while_it_waits(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    said = threading.Event()
+    warnings: list[str] = []
+
+    def progress(stage: str, done: int, total: int | None, note: str) -> None:
+        if stage == WARNING:
+            warnings.append(note)
+            said.set()
+
+    class Trainer:
+        def __init__(self, *_: object, scaling_config: Any, **__: object) -> None:
+            assert scaling_config.total_resources == {"CPU": 8.0}
+
+        def fit(self) -> Any:
+            assert said.wait(30)
+            return SimpleNamespace(return_value={}, path="nowhere")
+
+    kept_here(monkeypatch)
+    monkeypatch.setattr(worker, "told", lambda key: {})
+    monkeypatch.setattr("pipeline.ray_session.node_resources", lambda: [{"CPU": 4.0}, {"CPU": 2.0}])
+    monkeypatch.setattr("pipeline.training.lean_trainer.LeanTorchTrainer", Trainer)
+    spec = cell_spec("vae", "image", use_gpu=False, num_workers=4, threads_per_worker=2)
+    with pytest.raises(TrainingFailedError, match="ended without telling where"):
+        train_with_ray(spec, prepared_in_memory(spec), open_store(str(tmp_path)), "a-run", None, None, progress)
+    (warning,) = warnings
+    assert warning.startswith(
+        "4 workers of 2 CPU wanted, and the cluster has room for 3 (1 node of 4 CPU, 1 node of 2 CPU)"
+    )

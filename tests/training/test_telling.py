@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -21,17 +22,24 @@ from tests.training.digits import digits_prepared, digits_spec
 
 
 class Notes:
-    """Progress that keeps the warnings it was told."""
+    """Progress that keeps the warnings it was told, and the last line beside them."""
 
     def __init__(self) -> None:
         self.warnings: list[str] = []
+        self.line = ""
         self.came = threading.Condition()
 
     def __call__(self, stage: str, done: int, total: int | None, note: str) -> None:
         with self.came:
             if stage == WARNING:
                 self.warnings.append(note)
+            else:
+                self.line = note
             self.came.notify()
+
+    def wait_for_line(self, pattern: str) -> None:
+        with self.came:
+            assert self.came.wait_for(lambda: re.fullmatch(pattern, self.line), 60), self.line
 
     def wait_for(self, warnings: list[str]) -> None:
         with self.came:
@@ -80,6 +88,28 @@ def test_what_restarted_workers_say_is_said(monkeypatch: pytest.MonkeyPatch) -> 
         notes.wait_for(["a", "b", "c", "d"])
     assert notes.warnings == ["a", "b", "c", "d"]
     assert follower.first_step_at == now, "of the first start, to which the launch is counted"
+
+
+def test_a_training_that_waits_says_what_the_cluster_is_in_want_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: dict[str, Any] = {}
+    want = ""
+    monkeypatch.setattr("pipeline.training.worker.told", lambda key: told)
+    monkeypatch.setattr("pipeline.training.following.POLL_SECONDS", 0.01)
+    notes = Notes()
+    with Follower("a-run", 10, None, notes, lambda: want):
+        notes.wait_for_line(r"waiting for Ray Train's workers, \d+ s")
+        want = "2 workers wanted"
+        notes.wait_for_line(r"waiting for Ray Train's workers, \d+ s: 2 workers wanted")
+        want = ""
+        notes.wait_for_line(r"waiting for Ray Train's workers, \d+ s")
+        told = {"step": 1, "steps": 10, "seconds": 0.0, "metrics": {"train/loss": 2.0}, "first_step_at": time.time()}
+        notes.wait_for_line("loss 2")
+        # A node is lost, and with it a worker: what was told last stays there.
+        want = "1 worker wanted"
+        notes.wait_for_line(r"waiting for Ray Train's workers, \d+ s: 1 worker wanted")
+        want = ""
+        notes.wait_for_line("loss 2")
+    assert notes.warnings == ["2 workers wanted", "1 worker wanted"], "each once, and in full"
 
 
 def test_a_training_by_epochs_that_is_stopped_says_of_how_many_steps_it_was(tmp_path: Path) -> None:

@@ -123,6 +123,7 @@ def test_a_driver_that_is_stopped_says_of_how_many_steps_the_worker_was(
 
     told = {"step": 4, "steps": 10, "seconds": 1.0, "metrics": {}, "first_step_at": time.time() + 1}
     monkeypatch.setattr(worker, "told", lambda key: told)
+    monkeypatch.setattr("pipeline.ray_session.node_resources", lambda: [{"CPU": 1.0}])
     monkeypatch.setattr("pipeline.training.lean_trainer.LeanTorchTrainer", Trainer)
     spec = spec_of(steps=1000, epochs=2)
     with pytest.raises(SystemExit):
