@@ -31,7 +31,9 @@ class TrainingSpec(Strict):
     `batch_size` is the global batch: examples in a step over all workers. Training ends at `steps` or, if it
     comes first, after `max_seconds` in the loop (both counted over resumptions) or `epochs` passes over the training
     split, parts of one too; the learning-rate schedule runs over whichever is nearest. Every batch that a step takes
-    counts to an epoch: a GAN with five steps of its critic takes five. `lr` is the peak.
+    counts to an epoch: a GAN with five steps of its critic takes five. So do those of a phase that pauses, as a critic
+    does in its generator's `pretraining` and `aggressive_steps` once they end: they are passed over, so that which
+    batch a step gets does not depend on when that was. `lr` is the peak.
     `micro_batch` is how many of a worker's examples go through the network at once, all of them when null: with less,
     a step adds up the gradients of several passes, which needs less memory, is a little slower, and changes nothing but
     the rounding of sums. `auto` finds how many fit the memory, before the first step and again where a later one of a
