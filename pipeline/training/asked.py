@@ -82,12 +82,15 @@ class Asked:
     """What one rank hears, and what it does once all have obeyed.
 
     A node that Ray says will be taken away is answered with two checkpoints: one at once, should it go early, and one
-    shortly before the deadline, after which no step is taken that would be lost.
+    shortly before the deadline, after which no step is taken that would be lost. From such a notice on the controller
+    does nothing but wait for the deadline, and withdraws nothing: a HOLD that it asked for is no longer obeyed.
     """
 
     def __init__(self, run_key: str, rank: int) -> None:
         self.run_key, self.rank = run_key, rank
         self.word = Wish.NONE
+        self.heard: tuple[Wish, PreemptionInfo | None] = Wish.NONE, None
+        """The word and the notice as they last were in `hear`: what is obeyed goes by these, and others may come."""
         self.heard_at: float | None = None
         self.margin = LEAST_MARGIN_SECONDS
         self.notice: PreemptionInfo | None = None
@@ -100,9 +103,10 @@ class Asked:
             self.thread.start()
 
     def hear(self) -> Wish:
-        wish = max(self.word, Wish.HOLD if SIGTERM.asked.is_set() else Wish.NONE)
-        if self.notice is not None:
-            wish = max(wish, self._of_notice(self.notice))
+        self.heard = word, notice = self.word, self.notice
+        wish = max(word, Wish.HOLD if SIGTERM.asked.is_set() else Wish.NONE)
+        if notice is not None:
+            wish = max(wish, self._of_notice(notice))
         if wish and self.heard_at is None:
             self.heard_at = time.monotonic()
         return wish
@@ -134,10 +138,11 @@ class Asked:
     def _stand_still(self) -> None:
         """The other ranks wait for this one in their next step."""
         until = max(time.time(), self.deadline or 0.0) + HOLD_SECONDS
-        word = self.word  # NONE where a notice or a signal is the cause
+        word, notice = self.heard  # NONE where a notice or a signal is the cause
         _wait(lambda: self.word is not word, until)
         # The workers were not ended: what was to take the node away is over, and they stand still no longer.
-        self.saved_for, self.deadline = self.notice, None
+        if self.notice == notice:
+            self.saved_for, self.deadline = self.notice, None
         withdraw(self.run_key)
 
     def close(self) -> None:
@@ -148,11 +153,13 @@ class Asked:
 
     def _listen(self) -> None:
         while not self.stop.wait(LISTEN_SECONDS):
+            notice = get_train_context().preemption_context.preemption_info
+            word = self.word
             with contextlib.suppress(ray.exceptions.RayError, OSError):
                 asked = _internal_kv_list(_key(self.run_key, ""), namespace=NAMESPACE)
                 said = [wish for wish in (Wish.HOLD, Wish.END) if _key(self.run_key, wish.name) in asked]
-                self.word = max(said, default=Wish.NONE)
-            notice = get_train_context().preemption_context.preemption_info
+                word = max(said, default=Wish.NONE)
+            self.word = Wish.NONE if word is Wish.HOLD and notice is not None else word
             if notice is not None and notice != self.notice:
                 seconds = None if notice.deadline_ms is None else notice.deadline_ms / 1000
                 self.deadline = time.time() + UNKNOWN_NOTICE_SECONDS if seconds is None else seconds

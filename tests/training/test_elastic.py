@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 import time
+from collections.abc import Callable, Iterator
 from types import SimpleNamespace
 from typing import Any
 
@@ -17,7 +19,7 @@ from pipeline.training.asked import LEAST_MARGIN_SECONDS, Asked, held_at
 from pipeline.training.checkpoint import Position
 from pipeline.training.elastic import ElasticPolicy
 from pipeline.training.wishes import Wish
-from tests.training.key_value_store import kept_here
+from tests.training.key_value_store import announce, kept_here
 
 RUN = "run"
 
@@ -136,6 +138,72 @@ def test_a_notice_is_answered_at_once_and_shortly_before_the_deadline(monkeypatc
     asked.notice, asked.deadline = PreemptionInfo(1_059_000, {"a": [0], "b": [1]}), 1059.0
     assert asked.hear() is Wish.HOLD
     asked.close()
+
+
+class Standing:
+    """Rank 0 of a training of one worker, that the controller asks to stand still, in a thread of its own."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = monkeypatch
+        kept_here(monkeypatch)
+        monkeypatch.setattr(asked_module, "LISTEN_SECONDS", 0.01)
+        monkeypatch.setattr(asked_module, "HOLD_SECONDS", 5.0)
+        self.asked = Asked(RUN, rank=0)
+        asked_module.ask(RUN, Wish.HOLD)
+        self.until(lambda: self.asked.hear() is Wish.HOLD)
+        self.thread = threading.Thread(target=self.asked.obeyed, args=(Wish.HOLD, Position(7)), daemon=True)
+
+    def until(self, true: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + 30
+        while not true():
+            assert time.monotonic() < deadline, "it did not come"
+            time.sleep(0.01)
+
+    def announce(self, seconds: float) -> None:
+        announce(self.monkeypatch, PreemptionInfo(int((time.time() + seconds) * 1000), {"b": [1]}))
+
+
+@pytest.fixture
+def standing(monkeypatch: pytest.MonkeyPatch) -> Iterator[Standing]:
+    standing = Standing(monkeypatch)
+    yield standing
+    standing.asked.close()
+
+
+@pytest.mark.parametrize("during", ["the checkpoint", "the standstill"])
+def test_a_notice_ends_a_standstill_for_growth_and_is_obeyed_instead(during: str, standing: Standing) -> None:
+    asked = standing.asked
+    if during == "the standstill":
+        standing.thread.start()
+        standing.until(lambda: held_at(RUN) == 7)
+        standing.announce(600)
+    else:
+        standing.announce(600)
+        standing.until(lambda: asked.notice is not None)
+        standing.thread.start()
+    standing.thread.join(30)
+    assert not standing.thread.is_alive() and held_at(RUN) is None
+    assert asked.hear() is Wish.SAVE, "as at any notice, though the controller's word is still there"
+    asked.obeyed(Wish.SAVE, Position(8))
+    assert asked.hear() is Wish.NONE, "it trains until shortly before the deadline"
+    standing.announce(1)
+    standing.until(lambda: asked.hear() is Wish.HOLD)
+
+
+def test_after_a_notice_a_controller_that_has_not_heard_it_is_not_obeyed_and_a_driver_is(standing: Standing) -> None:
+    asked = standing.asked
+    asked_module.withdraw(RUN, Wish.HOLD)
+    standing.announce(600)
+    standing.until(lambda: asked.hear() is Wish.SAVE)
+    asked.obeyed(Wish.SAVE, Position(7))
+    asked_module.ask(RUN, Wish.HOLD)
+    heard = set()
+    for _ in range(20):
+        time.sleep(0.01)
+        heard.add(asked.hear())
+    assert heard == {Wish.NONE}
+    asked_module.ask(RUN, Wish.END)
+    standing.until(lambda: asked.hear() is Wish.END)
 
 
 def test_the_largest_wish_is_heard(monkeypatch: pytest.MonkeyPatch) -> None:
