@@ -36,7 +36,7 @@ def submit(
         from pipeline.operations.submit import check_request, job_environment, packed
 
         request = check_request(verb, {**values, "debug": debug})
-        environment = job_environment(env)
+        environment = job_environment(env, request.stop_seconds)
         for note in request.notes:
             show(f"{note}\n")
         with packed(request.confs) as folder:

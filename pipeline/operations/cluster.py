@@ -27,6 +27,7 @@ from ray.exceptions import AuthenticationError
 from ray.job_submission import JobDetails, JobStatus, JobSubmissionClient, JobType
 
 from pipeline.errors import ClusterError, SubmissionError
+from pipeline.operations.submit import STOP_WAIT_SECONDS, STOP_WAIT_VARIABLE, STOPPED_WITHIN_SECONDS
 
 TALKATIVE = (
     "ray.dashboard.modules.dashboard_sdk",
@@ -38,7 +39,6 @@ CONNECT_SECONDS, ANSWER_SECONDS, UPLOAD_SECONDS = 5, 10, 60
 SILENCE_SECONDS = 30
 """A log that says nothing for so long: is the cluster still there?"""
 POLL_SECONDS = 0.5
-STOPPED_WITHIN_SECONDS = 60
 KEPT_CHARACTERS = 1_000_000
 ANSWER_LINES = 50
 """The job's answer is looked for among so many last lines: a library may say something after it."""
@@ -221,17 +221,27 @@ def stop(client: JobSubmissionClient, job_id: str) -> str:
     """Stop a job, wait until its processes are gone, and return its status. Raises: ClusterError."""
     with _explained(client, f"job {job_id} cannot be stopped"):
         client.stop_job(job_id)
-    deadline = time.monotonic() + STOPPED_WITHIN_SECONDS
+    start = time.monotonic()
     while True:
-        status: JobStatus = details(client, job_id).status
+        job = details(client, job_id)
+        status: JobStatus = job.status
         if status.is_terminal():
             return str(status.value)
-        if time.monotonic() > deadline:
+        waited = time.monotonic() - start
+        if waited > _killed_after(job) + STOPPED_WITHIN_SECONDS:
             raise ClusterError(
-                f"{client.get_address()}: job {job_id} is {status.value} {STOPPED_WITHIN_SECONDS} s after it was told "
-                f"to stop; look with 'atelier jobs logs {job_id}'"
+                f"{client.get_address()}: job {job_id} is {status.value} {waited:.0f} s after it was told to stop; "
+                f"look with 'atelier jobs logs {job_id}'"
             )
         time.sleep(POLL_SECONDS)
+
+
+def _killed_after(job: JobDetails) -> float:
+    """Seconds that Ray waits for a job that is to stop."""
+    try:
+        return float((job.runtime_env or {}).get("env_vars", {})[STOP_WAIT_VARIABLE])
+    except (KeyError, ValueError):
+        return STOP_WAIT_SECONDS
 
 
 def follow(client: JobSubmissionClient, job_id: str, write: Write) -> Ended:

@@ -25,10 +25,11 @@ from apscheduler.events import JobSubmissionEvent
 
 from pipeline.errors import ScheduleError
 from pipeline.operations.schedule_file import CommandRuns, Schedule, SubmitRuns
+from pipeline.operations.submit import STOPPED_WITHIN_SECONDS, stop_seconds
 from pipeline.operations.ticks import Tick, TickState
 
 STOP_SECONDS = 30.0
-"""How long a process may take to end when the scheduler is stopped: a training marks its run and ends its Ray."""
+"""How long a command may take to end when the scheduler is stopped."""
 LOGS_KEPT = 200
 """Of each schedule, the newest ticks whose output is kept."""
 
@@ -50,6 +51,15 @@ def command_of(schedule: Schedule) -> list[str]:
     return [*jobs, "retrain", file, "--once"]
 
 
+def seconds_to_end(schedule: Schedule) -> float:
+    """How long its process may take to end when the scheduler is stopped: a training saves and ends its Ray, and one
+    that was submitted is waited for by the process here."""
+    if schedule.retraining is None:
+        return STOP_SECONDS
+    seconds = stop_seconds(schedule.retraining.base)
+    return seconds + STOPPED_WITHIN_SECONDS if isinstance(schedule.spec.runs, SubmitRuns) else seconds
+
+
 class Runner:
     """Runs ticks as processes, records what becomes of them, and ends them when asked."""
 
@@ -58,7 +68,7 @@ class Runner:
         self.pool = ThreadPoolExecutor(max_workers=2 * len(schedules), thread_name_prefix="atelier-tick")
         self.stopping = threading.Event()
         self.ended: Counter[str] = Counter()
-        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._processes: dict[subprocess.Popen[bytes], float] = {}
         self._lock = threading.Lock()
 
     def claimed(self, name: str, ticks: Sequence[float]) -> Tick | None:
@@ -94,13 +104,14 @@ class Runner:
         running = self.state.get(tick.name, tick.tick)
         code = process.wait()
         with self._lock:
-            self._processes.discard(process)
+            self._processes.pop(process, None)
         status = "finished" if code == 0 else "interrupted" if self.stopping.is_set() else "failed"
         self._end(running, status, code, _last_line(log))
         self._prune(tick.name)
 
     def _start(self, tick: Tick, log: Path) -> subprocess.Popen[bytes] | None:
-        command = command_of(self.schedules[tick.name])
+        schedule = self.schedules[tick.name]
+        command = command_of(schedule)
         with self._lock:
             if self.stopping.is_set():
                 self._end(tick, "interrupted", None, None)
@@ -114,7 +125,7 @@ class Runner:
             except OSError as error:
                 self._end(tick, "failed", None, json.dumps({"error": f"{command[0]}: {error}", "kind": "OSError"}))
                 return None
-            self._processes.add(process)
+            self._processes[process] = seconds_to_end(schedule)
         started_at: float | None = None
         with suppress(psutil.NoSuchProcess):
             started_at = psutil.Process(process.pid).create_time()
@@ -144,13 +155,13 @@ class Runner:
     def stop(self) -> None:
         """Ask every process to end, wait, and kill what is left of them."""
         with self._lock:
-            processes = list(self._processes)
-        for process in processes:
+            processes = sorted(self._processes.items(), key=lambda one: one[1])
+        for process, _ in processes:
             process.terminate()
-        deadline = time.monotonic() + STOP_SECONDS
-        for process in processes:
+        start = time.monotonic()
+        for process, seconds in processes:
             with suppress(subprocess.TimeoutExpired):
-                process.wait(max(0.0, deadline - time.monotonic()))
+                process.wait(max(0.0, start + seconds - time.monotonic()))
             with suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
         self.pool.shutdown(wait=True, cancel_futures=True)

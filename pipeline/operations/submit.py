@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import json
+import math
 import os
 import re
 import shutil
@@ -34,9 +35,12 @@ SIZE_LIMIT_VARIABLE = "RAY_max_grpc_message_size"
 SIZE_LIMIT = 512 * 1024**2
 """Ray keeps a package in the head's memory and refuses more than this, unless the variable says otherwise."""
 
-STOP_WAIT_SECONDS = 35
-"""How long a stopped job has to save a last checkpoint (`training.stop_seconds`, 20), to mark its MLflow run and to end
-its workers before it is killed; Ray gives 3 s."""
+STOP_WAIT_VARIABLE = "RAY_JOB_STOP_WAIT_TIME_S"
+STOP_WAIT_SECONDS, AFTER_CHECKPOINT_SECONDS = 35, 15
+"""How long a stopped job has at least before it is killed (Ray gives 3 s), and beyond `training.stop_seconds`, which is
+for a last checkpoint: to mark its MLflow run and to end its workers."""
+STOPPED_WITHIN_SECONDS = 25
+"""Beyond that, until whoever stopped it knows that its processes are gone."""
 
 SECRET_WORDS = re.compile(r"(?i)(password|passwd|pwd|secret|token|access_key)[^=&]*=")
 
@@ -45,12 +49,14 @@ SECRET_WORDS = re.compile(r"(?i)(password|passwd|pwd|secret|token|access_key)[^=
 class Request:
     """A command that is right and holds anywhere: the values of its options, and the files that they name.
 
-    `confs` maps names in the package to files here; `notes` tell the user what was changed.
+    `confs` maps names in the package to files here; `notes` tell the user what was changed; `stop_seconds` is how long
+    the job may take to end when it is stopped.
     """
 
     values: dict[str, Any]
     confs: dict[str, Path] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    stop_seconds: int = STOP_WAIT_SECONDS
 
     def settle(self, key: str, given: str, settled: str) -> None:
         self.notes.append(f"{key}: {given!r} is sent as {settled!r}, since the job runs in another directory")
@@ -73,6 +79,7 @@ def _check_spec(request: Request) -> None:
     conf = Path(request.values["conf"])
     overrides = list(request.values["overrides"])
     spec = load_spec(conf, overrides)
+    request.stop_seconds = stop_seconds(spec)
     request.values["overrides"] = overrides + _settled_keys(spec, request)
     (request.values["conf"],) = _pack(request, [conf])
 
@@ -95,6 +102,7 @@ def _check_retraining(request: Request) -> None:
 def _check_file_over_conf(request: Request, key: str, spec: CampaignSpec | RetrainSpec, base: RunSpec) -> None:
     """A file that names a conf, by a path from its own place, and overrides keys of it under `set`."""
     path = Path(request.values[key])
+    request.stop_seconds = stop_seconds(base)
     overrides = list(request.values["overrides"])
     if settled := _settled_keys(base, request):
         overrides.append(f"set={json.dumps([*spec.set, *settled])}")
@@ -129,6 +137,11 @@ CHECKS: dict[str, Callable[[Request], None]] = {
     "generate": _check_generation,
     "retrain": _check_retraining,
 }
+
+
+def stop_seconds(spec: RunSpec) -> int:
+    """How long a process that trains may take to end, from SIGTERM on."""
+    return max(STOP_WAIT_SECONDS, math.ceil(spec.training.stop_seconds) + AFTER_CHECKPOINT_SECONDS)
 
 
 def _settle_model(request: Request) -> None:
@@ -255,8 +268,9 @@ def _sources(package: str) -> Iterable[tuple[str, Path]]:
             yield f"{package}/{path.relative_to(root).as_posix()}", path
 
 
-def job_environment(names: Iterable[str] = ()) -> dict[str, str]:
-    """The variables that a job gets: what it needs to run as here, and `names` that the user asked for.
+def job_environment(names: Iterable[str] = (), stop_seconds: int = STOP_WAIT_SECONDS) -> dict[str, str]:
+    """The variables that a job gets: what it needs to run as here and to end in `stop_seconds` when it is stopped, and
+    `names` that the user asked for.
 
     Raises: SubmissionError when one of `names` is not set, or when MLFLOW_TRACKING_URI has a password in it.
     """
@@ -266,7 +280,7 @@ def job_environment(names: Iterable[str] = ()) -> dict[str, str]:
     chosen = {
         "RAY_USAGE_STATS_ENABLED": os.environ.get("RAY_USAGE_STATS_ENABLED", "0"),
         "MLFLOW_DISABLE_TELEMETRY": os.environ.get("MLFLOW_DISABLE_TELEMETRY", "true"),
-        "RAY_JOB_STOP_WAIT_TIME_S": os.environ.get("RAY_JOB_STOP_WAIT_TIME_S", str(STOP_WAIT_SECONDS)),
+        STOP_WAIT_VARIABLE: os.environ.get(STOP_WAIT_VARIABLE, str(stop_seconds)),
     }
     if mode := os.environ.get("RAY_AUTH_MODE"):
         chosen["RAY_AUTH_MODE"] = mode

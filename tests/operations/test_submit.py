@@ -9,15 +9,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from jobs.arguments import as_words, parse_command
-from pipeline.errors import SpecError, SubmissionError
+from pipeline.errors import ClusterError, SpecError, SubmissionError
 from pipeline.operations.submit import (
     SIZE_LIMIT_VARIABLE,
+    STOP_WAIT_VARIABLE,
     Request,
     check_request,
     job_environment,
@@ -242,6 +244,92 @@ def test_environment_of_a_job_is_what_it_needs(here: Path, monkeypatch: pytest.M
     assert "planted" not in sent.values()
     with pytest.raises(SubmissionError, match="--env NOT_THERE"):
         job_environment(["NOT_THERE"])
+
+
+# --- time to end ----------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sent(monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """What a job of no cluster would have in its environment."""
+    environment: dict[str, str] = {}
+
+    def send(client: Any, verb: str, words: list[str], folder: Path, variables: dict[str, str]) -> str:
+        environment.update(variables)
+        return "a-job"
+
+    monkeypatch.setattr("pipeline.operations.cluster.send", send)
+    monkeypatch.setattr("pipeline.operations.cluster.connect", lambda address: SimpleNamespace(get_address=lambda: ""))
+    monkeypatch.delenv(STOP_WAIT_VARIABLE, raising=False)
+    return environment
+
+
+LONG = "training.stop_seconds=60"
+
+
+@pytest.mark.parametrize(
+    ("words", "seconds"),
+    [
+        (("train", "mine.yaml"), 35),
+        (("train", "mine.yaml", "--set", LONG), 75),
+        (("train", "mine.yaml", "--set", "training.stop_seconds=60.5"), 76),
+        (("train", "mine.yaml", "--set", "training.stop_seconds=0"), 35),
+        (("tune", str(REPOSITORY / "conf/search/image_vae.yaml"), "--set", f"set=[{LONG}]"), 75),
+        (("retrain", str(REPOSITORY / "conf/schedule/image_vae.yaml"), "--set", f"set=[{LONG}]"), 75),
+        (("evaluate", "models:/a@champion"), 35),
+    ],
+)
+def test_a_job_that_is_stopped_has_time_for_the_checkpoint_of_its_spec(
+    words: tuple[str, ...], seconds: int, here: Path, sent: dict[str, str]
+) -> None:
+    _conf(here / "mine.yaml")
+    code, answer, errors = run_here("submit", *words, "--no-wait")
+    assert code == 0 and answer["job_id"] == "a-job", errors
+    assert sent[STOP_WAIT_VARIABLE] == str(seconds)
+
+
+def test_what_the_submitter_says_of_the_time_to_end_counts(
+    here: Path, sent: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(STOP_WAIT_VARIABLE, "600")
+    _conf(here / "mine.yaml")
+    assert run_here("submit", "train", "mine.yaml", "--set", LONG, "--no-wait")[0] == 0
+    assert sent[STOP_WAIT_VARIABLE] == "600"
+
+
+@pytest.mark.parametrize(
+    ("variables", "ends_after", "status"),
+    [
+        ({STOP_WAIT_VARIABLE: "75"}, 90, "STOPPED"),
+        ({STOP_WAIT_VARIABLE: "75"}, 110, None),
+        ({}, 50, "STOPPED"),
+        ({}, 70, None),
+    ],
+)
+def test_a_job_that_is_to_stop_is_waited_for_until_ray_has_killed_it(
+    variables: dict[str, str], ends_after: float, status: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from ray.job_submission import JobStatus
+
+    from pipeline.operations import cluster
+
+    seconds = 0.0
+
+    def sleep(more: float) -> None:
+        nonlocal seconds
+        seconds += more
+
+    def get_job_info(job_id: str) -> Any:
+        status = JobStatus.STOPPED if seconds >= ends_after else JobStatus.RUNNING
+        return SimpleNamespace(status=status, runtime_env={"env_vars": variables})
+
+    monkeypatch.setattr(cluster, "time", SimpleNamespace(monotonic=lambda: seconds, sleep=sleep))
+    client: Any = SimpleNamespace(stop_job=lambda _: True, get_job_info=get_job_info, get_address=lambda: "http://head")
+    if status is not None:
+        assert cluster.stop(client, "a-job") == status
+    else:
+        with pytest.raises(ClusterError, match=r"a-job is RUNNING .* after it was told to stop"):
+            cluster.stop(client, "a-job")
 
 
 # --- the command line -----------------------------------------------------------------------------------------

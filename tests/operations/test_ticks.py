@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 import sqlite3
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -11,8 +13,9 @@ from typing import Any
 import pytest
 
 from pipeline.errors import ScheduleError
-from pipeline.operations.runner import Runner, command_of
-from pipeline.operations.schedule_file import CommandSchedule, Schedule
+from pipeline.operations import runner as runner_module
+from pipeline.operations.runner import Runner, command_of, seconds_to_end
+from pipeline.operations.schedule_file import CommandSchedule, Schedule, load_schedules
 from pipeline.operations.ticks import TickState
 
 GONE = 2**22 + 1
@@ -138,12 +141,65 @@ def test_a_state_that_is_no_database_is_one_clear_error(tmp_path: Path) -> None:
         TickState(tmp_path / "state.db")
 
 
-def test_a_submitted_tick_names_the_cluster(tmp_path: Path) -> None:
-    from pipeline.operations.schedule_file import load_schedules
-
-    path = tmp_path / "s.yaml"
-    conf = Path("conf/image_vae.yaml").absolute()
-    path.write_text(f"name: s\nconf: {conf}\ncron: '0 3 * * *'\nruns: {{kind: submit, address: 'http://head:8265'}}\n")
+def retraining(folder: Path, runs: str = "{kind: local}", stop_seconds: float = 20) -> Schedule:
+    path, conf = folder / "s.yaml", Path("conf/image_vae.yaml").absolute()
+    more = f"set: [training.stop_seconds={stop_seconds}]\nruns: {runs}\n"
+    path.write_text(f"name: s\nconf: {conf}\ncron: '0 3 * * *'\n{more}")
     (schedule,) = load_schedules([path])
-    words = command_of(schedule)
-    assert words[1:] == ["-m", "jobs", "submit", "retrain", str(path), "--once", "--address", "http://head:8265"]
+    return schedule
+
+
+SUBMITTED = "{kind: submit, address: 'http://head:8265'}"
+
+
+def test_a_submitted_tick_names_the_cluster(tmp_path: Path) -> None:
+    words = command_of(retraining(tmp_path, SUBMITTED))
+    path = str(tmp_path / "s.yaml")
+    assert words[1:] == ["-m", "jobs", "submit", "retrain", path, "--once", "--address", "http://head:8265"]
+
+
+@pytest.mark.parametrize(
+    ("runs", "stop_seconds", "seconds"),
+    [("{kind: local}", 20, 35), ("{kind: local}", 60, 75), (SUBMITTED, 20, 60), (SUBMITTED, 60, 100)],
+)
+def test_a_retraining_that_is_stopped_has_time_for_its_checkpoint(
+    runs: str, stop_seconds: float, seconds: float, tmp_path: Path
+) -> None:
+    assert seconds_to_end(retraining(tmp_path, runs, stop_seconds)) == seconds
+
+
+SAVES = """
+import signal, sys, time
+def save(*_):
+    time.sleep(1)
+    print("saved", flush=True)
+    sys.exit(0)
+signal.signal(signal.SIGTERM, save)
+open(sys.argv[1], "w").close()
+time.sleep(600)
+"""
+
+
+def test_each_process_has_its_own_time_when_the_scheduler_is_stopped(
+    state: TickState, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = {"cron": "* * * * *", "runs": {"kind": "command", "command": ["true"]}}
+    schedules = {"s": retraining(tmp_path, stop_seconds=60)}
+    schedules["c"] = Schedule(Path("c.yaml"), CommandSchedule.model_validate({"name": "c", **spec}))
+    monkeypatch.setattr(runner_module, "STOP_SECONDS", 0.0)
+    monkeypatch.setattr(
+        runner_module, "command_of", lambda one: [sys.executable, "-c", SAVES, str(tmp_path / one.spec.name)]
+    )
+    runner = Runner(schedules, state, lambda _: None)
+    for name in schedules:
+        assert state.claim(name, 1) == "claimed"
+        runner.pool.submit(runner.run, state.get(name, 1))
+    deadline = time.monotonic() + 30
+    while not all((tmp_path / name).exists() for name in schedules):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    runner.stopping.set()
+    runner.stop()
+    ended = {name: state.get(name, 1) for name in schedules}
+    assert (ended["s"].exit_code, ended["s"].answer) == (0, "saved")
+    assert ended["c"].exit_code == -signal.SIGKILL
