@@ -91,7 +91,6 @@ def test_mlflow_has_the_run_whole_and_each_step_once(trained: dict[str, Any], st
     assert recorded_steps(storage, trained["run_id"]) == [10, 20, 30, 40]
     names = {artifact.path for artifact in client.list_artifacts(trained["run_id"])}
     assert {"spec.yaml", "manifest.json", "versions.json", "scores.json", "samples", "report.html"} <= names
-    assert any(key.startswith("system/") for key in run.data.metrics) or trained["seconds"]["train"] < 10
 
 
 def test_registered_model_draws_where_only_the_package_is(trained: dict[str, Any], storage: Path) -> None:

@@ -60,6 +60,57 @@ def test_a_worker_tells_the_steps_that_its_limit_by_epochs_comes_to(
     assert (answer["step"], answer["steps"]) == (10, 10), "40 examples in batches of 8, twice"
 
 
+@pytest.mark.parametrize(
+    ("asked_for", "local_workers", "threads"), [(None, 1, 8), (None, 2, 4), (None, 3, 2), (None, 16, 1), (3, 2, 3)]
+)
+def test_workers_share_the_processors_of_their_node(
+    asked_for: int | None, local_workers: int, threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(worker, "processors", lambda: 8)
+    before = torch.get_num_threads()
+    try:
+        assert worker.set_threads(asked_for, local_workers) == threads
+        assert torch.get_num_threads() == threads
+    finally:
+        torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("alone")
+@pytest.mark.parametrize(("asked_for", "threads"), [(None, 3), (2, 2)])
+def test_a_worker_trains_with_its_share_of_the_processors_or_as_many_threads_as_asked_for(
+    asked_for: int | None, threads: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+
+    def run(session: Session, hooks: Any) -> None:
+        seen.append(torch.get_num_threads())
+        raise NonFiniteLossError("the loss is nan")
+
+    monkeypatch.setattr(worker.ray.train.get_context(), "get_local_world_size", lambda: 2)
+    monkeypatch.setattr(worker, "processors", lambda: 6)
+    monkeypatch.setattr(Session, "run", run)
+    before = torch.get_num_threads()
+    try:
+        train(cell_spec("vae", "image", threads_per_worker=asked_for, use_gpu=False), tmp_path, monkeypatch)
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [threads]
+
+
+@pytest.mark.usefixtures("alone")
+def test_rank_0_records_what_its_machine_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    recorders: list[Any] = []
+
+    def run(session: Session, hooks: Any) -> None:
+        recorders.append(hooks.recorder)
+        raise NonFiniteLossError("the loss is nan")
+
+    monkeypatch.setattr(Session, "run", run)
+    train(spec_of(), tmp_path, monkeypatch, f"sqlite:///{tmp_path}/gone.db")
+    (recorder,) = recorders
+    assert recorder.system_metrics
+
+
 @pytest.mark.usefixtures("alone")
 def test_why_training_failed_is_told_though_mlflow_does_not_answer(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
