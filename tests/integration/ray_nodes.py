@@ -165,6 +165,11 @@ class RayNodes:
         lines = [" ".join(_command(child)) for node in self.nodes for child in _tree(node.pid)]
         return [line for line in lines if word in line]
 
+    def drivers(self, verb: str) -> list[psutil.Process]:
+        """The processes of submitted jobs, on the head, that run `python -m jobs VERB`."""
+        module = ["-m", "jobs", verb]
+        return [child for child in _tree(self.nodes[0].pid) if _command(child)[1:4] == module]
+
     def logs(self) -> Path:
         """The folder with all that the nodes keep on disk: logs, packages, sockets."""
         return self.folder

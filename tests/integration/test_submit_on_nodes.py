@@ -14,13 +14,15 @@ from typing import Any
 import psutil
 import pytest
 
+from pipeline.spec import load_spec
 from tests.command_line import settings
-from tests.integration.broken_off import recorded_steps, until
+from tests.integration.broken_off import assert_undisturbed, recorded_steps, until
 from tests.integration.ray_nodes import TOKEN, RayNodes
 
 pytestmark = pytest.mark.ray
 
 REPOSITORY = Path(__file__).parents[2]
+CONF = REPOSITORY / "conf" / "image_vae.yaml"
 ATELIER = [str(Path(sys.executable).parent / "atelier")]
 SECRETS = {
     "AWS_SECRET_ACCESS_KEY": "planted-aws-Zq81",
@@ -50,7 +52,7 @@ def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A directory that is not the checkout, with a conf in it and things that are nobody's business."""
     folder = tmp_path_factory.mktemp("elsewhere")
     (folder / "confs").mkdir()
-    shutil.copy(REPOSITORY / "conf" / "image_vae.yaml", folder / "confs")
+    shutil.copy(CONF, folder / "confs")
     (folder / ".env").write_text(f"KEY={SECRETS['MADE_UP_TOKEN']}\n")
     (folder / "notes.txt").write_text(SECRETS["MADE_UP_TOKEN"])
     return folder
@@ -239,6 +241,32 @@ def test_interrupted_job_is_killed_in_mlflow_and_leaves_nothing(nodes: RayNodes,
     assert run.info.status == "KILLED"
     _, answer = user.run("jobs", "list")
     assert answer["jobs"][0]["status"] == "STOPPED"
+
+
+def test_job_whose_driver_was_killed_goes_on_when_it_is_submitted_again(
+    nodes: RayNodes, storage: Path, user: User
+) -> None:
+    more = ["name=killed", "training.steps=600", "training.checkpoint_every=30", "training.keep_checkpoints=100"]
+    more += ["training.num_workers=1", "registry.name=null", "evaluation.nll_samples=2", "evaluation.samples=10"]
+    overrides = [f"storage={storage}", *SMALL, *more, "seed=4"]
+    train = ("submit", "train", "confs/image_vae.yaml", *settings(*overrides))
+    submitter = user.start(*train)
+    until(lambda: list(storage.glob("training/killed-*/step-*/state.json")), submitter)
+    (driver,) = nodes.drivers("train")
+    driver.kill()
+    submitter.communicate(timeout=60)
+    assert submitter.returncode == 128 + signal.SIGKILL
+    until(lambda: not nodes.commands_with("RayTrainWorker"), seconds=30)
+    saved = {path: path.stat().st_mtime_ns for path in storage.glob("training/killed-*/step-*/state.json")}
+    (state,) = storage.glob("runs/killed-*/run.json")
+    begun = json.loads(state.read_text())
+    assert begun["status"] == "running" and "step-00000600" not in {path.parent.name for path in saved}
+
+    code, answer = user.run(*train)
+    assert code == 0, user.errors()
+    assert answer["run_id"] == begun["run_id"]
+    assert all(path.stat().st_mtime_ns == written for path, written in saved.items()), "their steps were taken once"
+    assert_undisturbed(load_spec(CONF, overrides), answer)
 
 
 def test_lost_node_does_not_end_the_job(nodes: RayNodes, storage: Path, user: User) -> None:
