@@ -137,7 +137,10 @@ class Ordeal:
         return code is None
 
     def _said(self) -> str:
-        return self.log.read_text(errors="replace")[-SAID_AT_MOST:]
+        """The driver's answer and the end of its log, without the logs of dead nodes that Ray quotes in it."""
+        lines = self.log.read_text(errors="replace").splitlines()
+        own = "\n".join(line for line in lines if not line.startswith("    "))
+        return f"{self.answers.read_text()} {own[-SAID_AT_MOST:]}"
 
     def _answer(self) -> dict[str, Any]:
         lines = self.answers.read_text().splitlines()
