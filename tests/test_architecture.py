@@ -18,6 +18,7 @@ RAY_ROOMS = {
     "pipeline/training/lean_trainer.py",
     "pipeline/training/asked.py",
     "pipeline/training/elastic.py",
+    "pipeline/training/failures.py",
     "pipeline/evaluation/evaluate.py",
     "pipeline/ray_session.py",
     "pipeline/workflow.py",

@@ -12,10 +12,27 @@ from typing import Any
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.callbacks.datasets import DatasetsCallback
 from ray.train.v2._internal.callbacks.placement_group_callback import PlacementGroupCleanerCallback
+from ray.train.v2._internal.execution.callback import WorkerGroupCallback
 
 from pipeline.training.elastic import ElasticPolicy
 from pipeline.training.failures import WithoutProgress
 from pipeline.training.shelf import Shelf
+
+
+class EndsFailedStarts(WorkerGroupCallback):
+    """Ends a group of workers whose start failed after its processes were there, before the next one starts. Ray Train
+    forgets it, and its placement group holds what the next one waits for."""
+
+    def __init__(self) -> None:
+        self.group: Any = None
+
+    def before_worker_group_start(self, worker_group_context: Any) -> None:
+        group, self.group = self.group, None
+        if group is not None and group.has_started():  # the controller has ended the one that it knew
+            group.shutdown()
+
+    def after_worker_group_start(self, worker_group: Any) -> None:
+        self.group = worker_group
 
 
 class LeanTorchTrainer(TorchTrainer):
@@ -29,9 +46,8 @@ class LeanTorchTrainer(TorchTrainer):
         super().__init__(*args, **options)
 
     def _create_default_callbacks(self) -> list[Any]:
-        return [
-            callback for callback in super()._create_default_callbacks() if not isinstance(callback, self._needless)
-        ]
+        kept = [one for one in super()._create_default_callbacks() if not isinstance(one, self._needless)]
+        return [EndsFailedStarts(), *kept]  # the first, since what fails may be another's
 
     def _initialize_and_run_controller(self, **options: Any) -> Any:
         options["failure_policy"] = WithoutProgress(options["failure_policy"], self._shelf)

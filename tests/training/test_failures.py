@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 import ray.cloudpickle
 from pydantic import ValidationError
+from ray.exceptions import ActorDiedError
 from ray.train import FailureConfig
 from ray.train.v2._internal.execution.failure_handling import FailureDecision, create_failure_policy
-from ray.train.v2.api.exceptions import WorkerGroupError
+from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError
 
 from pipeline.errors import StorageError
 from pipeline.spec import TrainingSpec
@@ -86,3 +87,17 @@ def test_a_storage_that_does_not_answer_counts_as_no_progress(tmp_path: Path, mo
     run.saves(200)
     monkeypatch.setattr(Shelf, "steps", fail)
     assert not run.goes_on_after_a_failure()
+
+
+def test_a_node_lost_while_workers_start_is_a_failure_and_a_defect_of_the_controller_ends_the_run(
+    tmp_path: Path,
+) -> None:
+    policy = create_failure_policy(FailureConfig(max_failures=2))
+    lost, defect = ControllerError(ActorDiedError()), ControllerError(ValueError("a defect"))
+    assert policy.make_decision(lost) is FailureDecision.RAISE, "Ray mends it itself: ours is not needed any more"
+    run = Run(tmp_path, max_failures=2)
+    retried, ended = FailureDecision.RETRY, FailureDecision.RAISE
+    assert [run.policy.make_decision(lost) for _ in range(3)] == [retried, retried, ended]
+    run.saves(100)
+    assert run.policy.make_decision(lost) is retried
+    assert run.policy.make_decision(defect) is ended
