@@ -112,7 +112,7 @@ def train_in_process(
     damaged; CheckpointError when there are checkpoints and none can be trusted; StorageError; SystemExit when SIGTERM
     stopped it, with a checkpoint if it came within `training.stop_seconds`.
     """
-    device = _device(spec.training)
+    device = device_of(spec.training)
     shelf = shelf_of(store, run_key, spec.training)
     found = shelf.find()
     shelf.clear()
@@ -161,7 +161,7 @@ def train_in_process(
     return Trained(end.step, end.seconds, stepper.state.bundled_weights(), first_step_at, hooks.metrics, warnings)
 
 
-def _device(training: TrainingSpec) -> str:
+def device_of(training: TrainingSpec) -> str:
     """Where this process trains. Raises: SpecError where that shall be a GPU: no other one will come, and a training of
     hours would take weeks without a word."""
     if training.use_gpu and torch.cuda.is_available():

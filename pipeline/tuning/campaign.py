@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pipeline.errors import SpecError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
-from pipeline.ray_session import free_slots, ray_session
+from pipeline.ray_session import free_slots, gpus, ray_session
 from pipeline.release.recorder import RunRecorder, only_logged
 from pipeline.release.tracking import Tracking, open_tracking, run_status, start_or_continue_run
 from pipeline.storage import Store, open_store
@@ -32,7 +32,6 @@ os.environ.setdefault("RAY_AIR_NEW_OUTPUT", "0")  # a table of its own on the te
 # A pruned trial flushes its last metrics to MLflow before its process is used again.
 os.environ.setdefault("TUNE_FUNCTION_THREAD_TIMEOUT_S", "10")
 
-import ray
 from ray import tune
 
 if TYPE_CHECKING:
@@ -133,11 +132,11 @@ def _identity(campaign: Campaign, prepared: Prepared) -> dict[str, Any]:
 
 
 def concurrency(campaign: Campaign) -> int:
-    """How many trials run at once: as many as have all their processors at the same time.
+    """How many trials run at once: as many as have all their processors, and their GPUs, at the same time.
 
     A trial of several workers is only a waiting process beside them; were it given a processor too, or were more of
     them started than there is room for, each would hold what the others' workers wait for. Raises: SpecError when
-    not even one fits.
+    not even one fits, as where `training.use_gpu` is true and the cluster has no GPU.
     """
     trial = campaign.spec.trial
     slots = free_slots(trial.threads_per_worker)
@@ -146,6 +145,13 @@ def concurrency(campaign: Campaign) -> int:
         raise SpecError(
             f"{campaign.spec.name}: a trial takes {trial.num_workers} × {trial.threads_per_worker} processors, and "
             f"there is room for {slots} such workers; lower trial.num_workers or trial.threads_per_worker"
+        )
+    if _on_gpus(campaign):
+        room = min(room, gpus() // trial.num_workers)
+    if room == 0:
+        raise SpecError(
+            f"{campaign.spec.name}: training.use_gpu is true, and a trial takes {trial.num_workers} GPU, of which the "
+            f"cluster has {gpus()}; lower trial.num_workers, or set training.use_gpu to auto or false in the base spec"
         )
     return min(room, trial.max_concurrent or room, campaign.spec.budget.trials)
 
@@ -271,5 +277,10 @@ def _resources(campaign: Campaign) -> dict[str, int]:
     if trial.num_workers > 1:
         # Nothing at all is refused, and any share of a processor would be missing to the last of the workers.
         return {"CPU": 0, "memory": WAITING_BYTES}
-    gpus = ray.cluster_resources().get("GPU", 0)
-    return {"CPU": trial.threads_per_worker} | ({"GPU": 1} if gpus and campaign.base.training.use_gpu else {})
+    return {"CPU": trial.threads_per_worker} | ({"GPU": 1} if _on_gpus(campaign) else {})
+
+
+def _on_gpus(campaign: Campaign) -> bool:
+    """Whether each worker of a trial has a GPU to itself."""
+    use_gpu = campaign.base.training.use_gpu
+    return gpus() >= campaign.spec.trial.num_workers if use_gpu == "auto" else use_gpu

@@ -28,6 +28,7 @@ from pipeline.spec import RunSpec, make_spec
 from pipeline.storage import open_store
 from pipeline.training.checkpoint import Position
 from pipeline.training.health import HealthWarning
+from pipeline.training.in_process import device_of
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from pipeline.training.wishes import Unasked
@@ -126,8 +127,7 @@ def _train_inline(spec: RunSpec, config: dict[str, Any], work: TrialWork) -> Non
     torch.set_num_threads(spec.training.threads_per_worker or 1)
     torch.set_flush_denormal(True)  # as in the workers of Ray Train
     prepared = _opened(work.storage, work.prepared_key)
-    device = "cuda" if spec.training.use_gpu and torch.cuda.is_available() else "cpu"
-    session = Session(spec, prepared, device)
+    session = Session(spec, prepared, device_of(spec.training))
     hooks = TrialHooks(session, prepared, config, work)
     with hooks.recorder:
         session.run(hooks)
