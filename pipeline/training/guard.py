@@ -74,7 +74,7 @@ class Guard:
         self.alone, self.on_device = alone, on_device
         self.undo = Undo()
         self.undone: Sequence[Optimizer] = ()
-        self.bad = torch.zeros((), device=device)
+        self.bad = torch.zeros((), dtype=torch.float32, device=device)
         self.first = torch.zeros((), dtype=torch.int64, device=device)
         self.runs: list[tuple[Run, Sequence[Optimizer], bool]] = []
         """Since the last look, without batch and carried state; the optimisers to undo; whether there was a state."""

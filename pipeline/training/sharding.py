@@ -20,6 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from pipeline.models.base import Batch, GenerativeModel, Output, StepContext
+from pipeline.models.recurrence import put_in_shards
 from pipeline.models.residual import ResidualBlock
 from pipeline.training.holding import Holding, PhaseModule
 
@@ -62,6 +63,9 @@ class ShardedHolding(Holding):
         self.twin = copy.deepcopy(model).eval().requires_grad_(False)
         if device.type == "cuda":
             torch.cuda.set_device(device.index or 0)  # else the mesh would take the one of its own counting
+        for module in model.modules():
+            if isinstance(module, nn.LSTM | nn.GRU):
+                put_in_shards(module)
         mesh = init_device_mesh(device.type, (world_size,))
         numbers = {parameter for parameter in model.parameters() if parameter.dim() == 0}
         for parameter in numbers:

@@ -9,7 +9,8 @@ gains less than a twentieth, or memory is out), in float32, with TF32, in bfloat
 
 - `examples_per_second`, over at least `--seconds`, with one wait for the device before and one after;
 - `mfu`: the step's floating-point operations a second, over what a large square product reaches here (`ceiling`);
-- `outside_kernels`: the share of the time in which the device computes nothing, from a profile of ten steps;
+- `outside_kernels`: the share of the time in which the device computes nothing, from a profile of ten steps; at most,
+  since the profiler's start is in it, up to 80 ms;
 - `roofline_share`: the least time that the step's operations could take, over the time that it took. Each operation
   takes at least its floating-point operations over `ceiling`, and at least the bytes that it reads and writes over
   `bandwidth` (both measured here, in the setting's precision); an operation's least time is the longer of the two, and
@@ -22,7 +23,8 @@ TFLOP/s in bfloat16, 360 in TF32, 52 in float32; bandwidth 2,985 GB/s), in bfloa
 
     vae  batch 2,048   48,116 and 64,244 examples/s   mfu 0.44 and 0.59   roofline_share 0.64 and 0.86
     gan  batch 2,048   25,740 and 28,721              0.44 and 0.49       0.64 and 0.72
-    rnn  batch 1,024   14,054 and 13,946 (graphs)     0.53 and 0.53       0.58 and 0.58, over_cudnn 1.055 and 1.064
+    rnn  batch 1,024   14,022 and 13,702 (graphs)     0.54 and 0.53       0.59 and 0.57, over_cudnn 1.061 and 1.080
+                       float32 1,782, TF32 6,961      0.90 and 0.51       0.90 and 0.53, over_cudnn 1.073 and 1.054
 
 Which bound binds: a step of the vae is 6.28 GFLOP an example, 9.1 us at the ceiling; its roofline is 13.3 us, so that
 two thirds of it are products and one third the bytes of what stands between them (activations, casts, biases), which

@@ -20,14 +20,17 @@ from pathlib import Path
 
 import psutil
 
+from tests.one_card import as_machine
+
 TOKEN = "atelier-test-token-0123456789abcdef"
 START_SECONDS = 120
 
 
 class RayNodes:
-    """A head without processors and some workers, until `close`."""
+    """A head without processors and some workers, until `close`. With GPUs each worker has the machine's first one."""
 
-    def __init__(self, workers: int = 2, cpus_each: int = 2) -> None:
+    def __init__(self, workers: int = 2, cpus_each: int = 2, gpus_each: int = 0) -> None:
+        self.gpus_each = gpus_each
         self.folder = Path(tempfile.mkdtemp(prefix="at", dir="/tmp"))  # short: the names of sockets are limited
         self.processes: list[psutil.Process] = []
         self.nodes: list[subprocess.Popen[bytes]] = []
@@ -36,7 +39,7 @@ class RayNodes:
         self.address = f"http://127.0.0.2:{self.dashboard_port}"
         try:
             head = ["--head", f"--port={self.gcs_port}", "--dashboard-host=127.0.0.2"]
-            self._start(0, [*head, f"--dashboard-port={self.dashboard_port}"])
+            self._start(0, 0, [*head, f"--dashboard-port={self.dashboard_port}"])
             for _ in range(workers):
                 self.add(cpus_each)
         except BaseException:
@@ -56,7 +59,7 @@ class RayNodes:
 
     def add(self, cpus: int) -> int:
         """Start another worker node; its number."""
-        self._start(cpus, [f"--address=127.0.0.2:{self.gcs_port}"])
+        self._start(cpus, self.gpus_each, [f"--address=127.0.0.2:{self.gcs_port}"])
         return len(self.nodes) - 1
 
     def lose(self, number: int) -> None:
@@ -84,7 +87,7 @@ class RayNodes:
             **more,
         }
 
-    def _start(self, cpus: int, arguments: list[str]) -> None:
+    def _start(self, cpus: int, gpus: int, arguments: list[str]) -> None:
         """Start a node and wait for it: nodes of one machine that start together wait for each other."""
         number = len(self.nodes)
         first_port = 20000 + 400 * number + os.getpid() % 50 * 200
@@ -95,7 +98,7 @@ class RayNodes:
             "--disable-usage-stats",
             f"--node-ip-address={_address(number)}",
             f"--num-cpus={cpus}",
-            "--num-gpus=0",
+            f"--num-gpus={gpus}",
             # A folder of its own, as on a machine of its own: a node that unpacks a job's package deletes it first,
             # and a driver in the same folder would find its sources gone.
             f"--temp-dir={self.folder / str(number)}",
@@ -116,7 +119,7 @@ class RayNodes:
         with (self.folder / f"{number}.out").open("wb") as output:
             node = subprocess.Popen(
                 command,
-                env=self.environment(**quick),
+                env=self.environment(**quick, **(as_machine(number) if gpus else {})),
                 cwd=self.folder,
                 stdout=output,
                 stderr=subprocess.STDOUT,

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline.errors import SpecError
 from pipeline.spec import RunSpec, make_spec
@@ -27,11 +28,14 @@ CASES += ["vae-options-image", "vae-options-text", "gan-image-options", "gan-tex
 CASES += [f"{IN_BLOCKS}{case}" for case in ("vae-image", "vae-text", "rnn-carried", "rnn-windows", "gan-text-options")]
 CASES += [f"{THAWING}vae-image", f"{THAWING}rnn-carried", f"{ROLLED}vae-image", f"{STOPPED}{IN_BLOCKS}vae-image"]
 CASES += [f"{SINGLE}vae-image"]
+FLATTENED = "flattened:"
+"""Cases in which recurrent layers move their weights when they see that these are others, as on a GPU, for cuDNN."""
+CASES += [f"{FLATTENED}rnn-carried", f"{FLATTENED}{IN_BLOCKS}rnn-windows"]
 RESUMED = ["vae-image", "gan-audio", "rnn-carried"]
 
 
 def _spec(case: str, sharding: str) -> RunSpec:
-    tree = copy.deepcopy(spec_of(case.replace(IN_BLOCKS, "")).as_dict())
+    tree = copy.deepcopy(spec_of(case.replace(IN_BLOCKS, "").replace(FLATTENED, "")).as_dict())
     tree["training"]["sharding"] = sharding
     return make_spec(tree)
 
@@ -39,7 +43,10 @@ def _spec(case: str, sharding: str) -> RunSpec:
 def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Path | None = None) -> None:
     torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
     least, sharding.LEAST_PARAMETERS = sharding.LEAST_PARAMETERS, 0 if IN_BLOCKS in case else 10**9
+    flatten = nn.RNNBase.flatten_parameters
     try:
+        if FLATTENED in case:
+            nn.RNNBase.flatten_parameters = _moved  # type: ignore[method-assign]
         spec = _spec(case, "fsdp" if world_size > 1 else "none")
         prepared = prepared_in_memory(spec)
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
@@ -51,6 +58,13 @@ def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Pat
     finally:
         torch.set_default_dtype(torch.float32)
         sharding.LEAST_PARAMETERS = least
+        nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
+
+
+def _moved(layer: nn.RNNBase) -> None:
+    """Weights are brought into memory of their own."""
+    for parameter in layer.parameters():
+        parameter.data = parameter.data.clone()
 
 
 def _look_at_what_is_held(session: Session) -> None:
