@@ -27,6 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
+from ray.exceptions import GetTimeoutError
 
 from pipeline.errors import ClusterError
 
@@ -106,7 +107,11 @@ def end_data_actors() -> None:
     if _own:
         for name, namespace in OF_RAY_DATA:
             with contextlib.suppress(ValueError):  # it was not started
-                ray.kill(ray.get_actor(name, namespace=namespace))
+                actor = ray.get_actor(name, namespace=namespace)
+                with contextlib.suppress(GetTimeoutError):
+                    # It answers in turn: Ray tells the user of every call that an actor's end cuts off.
+                    ray.get(actor.__ray_ready__.remote(), timeout=ANSWER_WITHIN_SECONDS)
+                ray.kill(actor)
 
 
 def _join(address: str) -> None:
