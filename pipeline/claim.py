@@ -1,4 +1,4 @@
-"""The claim to a run: one process at a time trains it, on whichever machine.
+"""The claim to a run or a campaign: one process at a time goes on with it, on whichever machine.
 
 Held by the driver. The same command twice, or a schedule beside it, would have two drivers write the checkpoints and
 the MLflow run of one training. A claim is a small file in the run's folder that its owner writes again and again. Who
@@ -8,12 +8,15 @@ was killed holds it no longer: on this machine that is seen at once, of another 
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import os
+import signal
 import socket
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -32,15 +35,21 @@ WATCHED_BEATS = 3
 logger = logging.getLogger(__name__)
 
 
+def end_process() -> None:
+    """Ask this process to end, as whoever stops a training does."""
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 class Claim:
     """The claim to the run whose folder `store` is, for the length of the block. Raises: RunBusyError, StorageError.
 
-    Not every storage can make a file only where there is none: two that begin within the same moment may both hold it
-    until the next beat, and `check` then tells the one that lost it.
+    It may be lost: not every storage can make a file only where there is none, so that two that begin within the same
+    moment may both hold it until the next beat; and a machine that stood still for long finds another there. `lost` is
+    then called, in another thread, and `check` raises.
     """
 
-    def __init__(self, store: Store, progress: Progress = silent) -> None:
-        self.store, self.progress = store, progress
+    def __init__(self, store: Store, progress: Progress = silent, lost: Callable[[], None] = end_process) -> None:
+        self.store, self.progress, self.lost = store, progress, lost
         self.owner = {"id": uuid.uuid4().hex, "machine": _machine(), "host": socket.gethostname(), **_process()}
         self.beats = 0
         self.lost_to: dict[str, Any] | None = None
@@ -78,7 +87,11 @@ class Claim:
             note = f"another machine, {held.get('host')}, had this run: waiting whether it goes on"
             self.progress("start", 0, None, note)
             time.sleep(BEAT_SECONDS / 4)
-            now = self._read()
+            try:
+                now = self._read()
+            except StorageError as error:  # whose it is is not known
+                logger.warning("%s; looking again", error)
+                continue
             if now is None:
                 return
             if now != held:
@@ -86,8 +99,8 @@ class Claim:
 
     def _busy(self, held: dict[str, Any]) -> RunBusyError:
         return RunBusyError(
-            f"{self.store.path()}: process {held.get('process')} on {held.get('host')} trains this run; wait for it or "
-            "stop it, and the same command goes on from there; to train another beside it, change its name or its seed"
+            f"{self.store.path()}: process {held.get('process')} on {held.get('host')} has this run; wait for it or "
+            "stop it, and the same command goes on from there; for another beside it, change its name or its seed"
         )
 
     def _beat(self) -> None:
@@ -95,7 +108,8 @@ class Claim:
             try:
                 self.lost_to = self._other()
                 if self.lost_to is not None:
-                    logger.warning("%s", self._busy(self.lost_to))
+                    logger.warning("%s; this one ends", self._busy(self.lost_to))
+                    self.lost()
                     return
                 self._write()
             except StorageError as error:
@@ -106,10 +120,16 @@ class Claim:
         return None if held is None or held.get("id") == self.owner["id"] else held
 
     def _read(self) -> dict[str, Any] | None:
-        try:
-            held = self.store.read_json(FILE) if self.store.exists(FILE) else None
-        except StorageError:  # between the two it was given up; or it cannot be read, and then not be written either
+        if not self.store.exists(FILE):
             return None
+        try:
+            held = json.loads(self.store.read_bytes(FILE))
+        except ValueError:  # nobody writes such a one
+            return None
+        except StorageError:
+            if self.store.exists(FILE):
+                raise
+            return None  # it was given up meanwhile
         return held if isinstance(held, dict) else None
 
     def _write(self) -> None:
@@ -126,13 +146,21 @@ def _machine() -> str:
 
 
 def _process() -> dict[str, Any]:
-    return {"process": os.getpid(), "started": psutil.Process().create_time()}
+    return {"process": os.getpid(), "started": _started(psutil.Process())}
+
+
+def _started(process: psutil.Process) -> float:
+    """When a process started, where there is Linux in ticks since the machine did: psutil's seconds follow the clock
+    when that is set."""
+    with contextlib.suppress(OSError, IndexError):
+        return float(Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[19])
+    return float(process.create_time())
 
 
 def _is_alive(held: dict[str, Any]) -> bool:
     """Whether the process of this machine that wrote a claim is there still, and not only its number."""
     try:
         process = psutil.Process(int(held["process"]))
-        return process.create_time() == held["started"] and process.status() != psutil.STATUS_ZOMBIE
+        return _started(process) == held["started"] and process.status() != psutil.STATUS_ZOMBIE
     except (psutil.NoSuchProcess, KeyError, TypeError, ValueError):
         return False

@@ -27,7 +27,7 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 
 import ray
-from ray.exceptions import GetTimeoutError
+from ray.exceptions import RayError
 
 from pipeline.errors import ClusterError
 
@@ -108,7 +108,7 @@ def end_data_actors() -> None:
         for name, namespace in OF_RAY_DATA:
             with contextlib.suppress(ValueError):  # it was not started
                 actor = ray.get_actor(name, namespace=namespace)
-                with contextlib.suppress(GetTimeoutError):
+                with contextlib.suppress(RayError):
                     # It answers in turn: Ray tells the user of every call that an actor's end cuts off.
                     ray.get(actor.__ray_ready__.remote(), timeout=ANSWER_WITHIN_SECONDS)
                 ray.kill(actor)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import socket
 import uuid
 from collections.abc import Iterator
@@ -22,6 +23,8 @@ import pyarrow as pa
 from pyarrow import fs as pafs
 
 from pipeline.errors import StorageError
+
+CHUNK_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -61,6 +64,15 @@ class Store:
         """A file opened for reading anywhere in it."""
         with self._explained("read", *parts):
             return self.filesystem.open_input_file(self.path(*parts))
+
+    def download(self, target: Path, *parts: str) -> None:
+        """Copy a file to this machine, piece by piece."""
+        with (
+            self._explained("read", *parts),
+            self.filesystem.open_input_file(self.path(*parts)) as stream,
+            target.open("wb") as file,
+        ):
+            shutil.copyfileobj(stream, file, CHUNK_BYTES)
 
     @contextmanager
     def open_output(self, *parts: str) -> Iterator[pa.NativeFile]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from pipeline.beside import Beside
 from pipeline.claim import Claim
-from pipeline.errors import AtelierError, RunBusyError
+from pipeline.errors import AtelierError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
 from pipeline.reading import flatten
@@ -188,6 +188,8 @@ def train_job(
             prepared.verify(progress)
         key = key or run_key(spec, prepared.key, store)
         with Claim(store.child("runs", key), progress) as claim:
+            if (done := finished_outcome(store, key)) is not None:  # by the one that was waited for
+                return done
             return _train_and_after(spec, store, prepared, tracking, key, tags or {}, progress, watch, claim)
 
 
@@ -228,21 +230,13 @@ def _train_and_after(
     store.write_json(state, "runs", key, "run.json")
     try:
         outcome = _stages(spec, store, prepared, tracking, run_id, key, recorder, progress, watch, claim)
-    except RunBusyError:  # and the MLflow run is the other's now
-        raise
-    except AtelierError as error:
+    except BaseException as error:  # the edge of the run: recorded whatever it was, and raised
+        claim.check()  # the MLflow run is another's now
+        if isinstance(error, AtelierError):
+            with only_logged():
+                recorder.log_tags({"atelier.error": str(error)[:500]})
         with only_logged():
-            recorder.log_tags({"atelier.error": str(error)[:500]})
-        with only_logged():
-            recorder.finish("FAILED")
-        raise
-    except (KeyboardInterrupt, SystemExit):
-        with only_logged():
-            recorder.finish("KILLED")
-        raise
-    except Exception:  # the edge of the run: recorded as failed whatever it was, and raised
-        with only_logged():
-            recorder.finish("FAILED")
+            recorder.finish("KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED")
         raise
     recorder.finish("FINISHED")
     outcome.seconds = watch.with_total()
@@ -272,8 +266,7 @@ def _stages(
     with tempfile.TemporaryDirectory() as temporary:
         bundle = folder.local_path() if store.is_local else Path(temporary, "bundle")
         if not folder.exists("checksums.json"):
-            _train(spec, store, prepared, tracking, run_id, key, bundle, recorder, progress, watch)
-            claim.check()
+            _train(spec, store, prepared, tracking, run_id, key, bundle, recorder, progress, watch, claim)
             if not store.is_local:
                 _copy_folder(bundle, folder)
         elif not store.is_local:
@@ -306,6 +299,7 @@ def _train(
     recorder: RunRecorder,
     progress: Progress,
     watch: Stopwatch,
+    claim: Claim,
 ) -> None:
     from pipeline.generation.sampling import save_bundle
     from pipeline.inheriting import take_over
@@ -320,6 +314,7 @@ def _train(
     if spec.training.transfer != TransferSpec():
         Freezing(build_model(spec, prepared.layout), spec.training.transfer)  # its mistakes are found here
     trained = launch(spec, prepared, store, key, tracking.uri, run_id, progress, initial_weights=initial)
+    claim.check()
     first_step_at = trained.first_step_at or begun
     watch.add("launch", first_step_at - begun)
     watch.add("to_first_step", first_step_at - watch.started)

@@ -26,7 +26,7 @@ POINTS_PER_BATCH = 1000
 """MLflow takes at most this many metric points in one request."""
 SEND_WITHIN_SECONDS = 10
 LAST_TRIES = 5
-"""Of a request when the recorder closes, 2, 4, 8 and 16 s apart; before, the next batch is the next try."""
+"""Of a server when the recorder closes, 0, 4, 8 and 16 s apart; before, the next batch is the next try."""
 
 Point = tuple[str, float, int, int]
 """Key, value, milliseconds since 1970, step."""
@@ -105,8 +105,9 @@ class RunRecorder:
 
     def flush(self, tries: int = 1) -> None:
         """Send what waits, now. Raises: TrackingError; what was not sent is kept."""
-        with self._send_lock, self._explained("metrics"), limited_tries(tries, SEND_WITHIN_SECONDS):
-            client = self._connected()
+        # In this order, as everywhere: who is `explained` may want the other lock to connect.
+        with self._explained("metrics"), self._send_lock, limited_tries(tries, SEND_WITHIN_SECONDS):
+            client = self._connected(tries)
             from mlflow.entities import Metric
 
             while True:
@@ -184,10 +185,10 @@ class RunRecorder:
             with self._explained(f"status {status}"):
                 self._connected().set_terminated(self.run_id, status)
 
-    def _connected(self) -> MlflowClient:
+    def _connected(self, tries: int = 1) -> MlflowClient:
         with self._send_lock:
             if self._client is None:
-                client = connect(self.tracking_uri)
+                client = connect(self.tracking_uri, tries=tries)
                 run = client.get_run(self.run_id)
                 # `_metric_objs` holds the last step of each key, as MLflow's own system monitor reads it; the
                 # public way is to fetch every point of every key.

@@ -98,14 +98,14 @@ def open_tracking(spec: RunSpec, store: Store) -> Tracking:
     return Tracking(uri, experiment.experiment_id, experiment.artifact_location)
 
 
-def connect(uri: str, create: bool = False) -> MlflowClient:
-    """A client of the store at `uri`, which is known to answer.
+def connect(uri: str, create: bool = False, tries: int = 1) -> MlflowClient:
+    """A client of the store at `uri`, which is known to answer; a server may be asked more than once.
 
     Raises: TrackingError when there is none and `create` is false, or it does not answer.
     """
     _check_reachable(uri, create)
     mlflow = import_mlflow()
-    with explained(f"{uri}: MLflow does not answer"), limited_tries():
+    with explained(f"{uri}: MLflow does not answer"), limited_tries(tries):
         client: MlflowClient = mlflow.MlflowClient(tracking_uri=uri, registry_uri=uri)
         if _is_server(uri):
             client.search_experiments(max_results=1)
@@ -169,7 +169,7 @@ def _check_reachable(uri: str, create: bool) -> None:
 def limited_tries(tries: int = 1, seconds: int = ANSWER_WITHIN_SECONDS) -> Iterator[None]:
     """Have MLflow try a request so often, instead of eight times over four minutes, and wait for an answer so long
     each time, or as long as the user's MLFLOW_HTTP_REQUEST_TIMEOUT says where that is longer."""
-    # MLflow takes them from nowhere but the environment, which all threads share: one changes it at a time.
+    # MLflow takes them from nowhere but the environment, which all threads share: nobody else speaks to it meanwhile.
     with _environment:
         before = {name: os.environ.get(name) for name in (_RETRIES, _TIMEOUT)}
         os.environ[_RETRIES] = str(tries - 1)
@@ -186,13 +186,14 @@ def limited_tries(tries: int = 1, seconds: int = ANSWER_WITHIN_SECONDS) -> Itera
 
 @contextlib.contextmanager
 def explained(what: str) -> Iterator[None]:
-    """Turn what MLflow and its database raise into a TrackingError that starts with `what`."""
+    """Turn what MLflow and its database raise into a TrackingError that starts with `what`. One thread at a time."""
     import_mlflow()
     from mlflow.exceptions import MlflowException
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        yield
+        with _environment:  # as the user set it, and not as `limited_tries` of another thread did
+            yield
     except (MlflowException, SQLAlchemyError, OSError) as error:
         raise TrackingError(f"{what}: {_first_lines(str(error))}; check MLFLOW_TRACKING_URI and the server") from error
 

@@ -120,7 +120,7 @@ class Asked:
         """The checkpoint is there (rank 0 knows): with HOLD, until the wish is withdrawn or this process is ended."""
         own_end = SIGTERM.asked.is_set()
         if wish is Wish.SAVE:
-            self.saved_for = self.notice
+            self.saved_for = self.heard[1]
             if self.heard_at is not None:
                 self.margin = max(LEAST_MARGIN_SECONDS, 2 * (time.monotonic() - self.heard_at))
         self.heard_at = None
@@ -162,8 +162,9 @@ class Asked:
             self.word = Wish.NONE if word is Wish.HOLD and notice is not None else word
             if notice is not None and notice != self.notice:
                 seconds = None if notice.deadline_ms is None else notice.deadline_ms / 1000
-                self.deadline = time.time() + UNKNOWN_NOTICE_SECONDS if seconds is None else seconds
+                # In this order: the end of a standstill forgets the deadline of the notice that it was for.
                 self.notice = notice
+                self.deadline = time.time() + UNKNOWN_NOTICE_SECONDS if seconds is None else seconds
 
 
 def _wait(over: Callable[[], bool], until: float | None = None) -> None:

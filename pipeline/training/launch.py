@@ -170,7 +170,10 @@ def _want_of_memory(who: str, failure: Exception, training: TrainingSpec, ended_
     if SILENT_DEATH not in str(failure):
         return None
     if ended_here > 0:
-        return OutOfMemoryError(f"{who}: memory ran out, and the kernel ended it; {_take_less(training)}")
+        return OutOfMemoryError(
+            f"{who}: its process ended without a word, and the driver's machine has ended {ended_here} for want of "
+            f"memory since the training began, most likely that one; {_take_less(training)}"
+        )
     return TrainingFailedError(
         f"{who}: its process ended without a word; most often memory ran out, which the log of its node's kernel says "
         f"('dmesg | grep -i oom'): then {_take_less(training)}"

@@ -25,7 +25,7 @@ from typing import TypeVar
 
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.spec import TrainingSpec
-from pipeline.storage import Store
+from pipeline.storage import CHUNK_BYTES, Store
 from pipeline.training.checkpoint import STATE, verify
 
 NAME = re.compile(r"step-(\d+)")
@@ -34,8 +34,6 @@ UNFINISHED = "unfinished"
 TEMPORARY = re.compile(r"\.step-.*\.tmp")
 PAUSES_SECONDS = (2.0, 4.0, 8.0, 16.0, 32.0)
 """Between the tries of what an object store did not do: it may not answer for a minute."""
-CHUNK_BYTES = 16 * 2**20
-
 Value = TypeVar("Value")
 
 logger = logging.getLogger(__name__)
@@ -72,7 +70,7 @@ class Shelf:
         else:
             self._put_uploaded(step, write)
         self.refused.discard(step)
-        before = [number for number in self.steps() if number <= step and number not in self.refused]
+        before = [number for number in self._insist(self.steps) if number <= step and number not in self.refused]
         for number in {*before[: -self.keep], *self.refused}:
             try:
                 self.store.delete_dir(_name(number))
@@ -118,9 +116,10 @@ class Shelf:
 
     def clear(self) -> None:
         """Remove what killed writers of this run left; called by the only one that writes now."""
-        for name in self.store.list_names():
-            if TEMPORARY.fullmatch(name) or (NAME.fullmatch(name) and self._is_unfinished(name)):
-                self.store.delete_dir(name)
+        for name in self._insist(self.store.list_names):
+            unfinished = functools.partial(self._is_unfinished, name)
+            if TEMPORARY.fullmatch(name) or (NAME.fullmatch(name) and self._insist(unfinished)):
+                self._insist(functools.partial(self.store.delete_dir, name))
 
     def _is_unfinished(self, name: str) -> bool:
         """Whether a checkpoint on an object store was being written. Of one that was just begun there may be no more
@@ -197,8 +196,7 @@ def _upload(folder: Path, target: Store) -> None:
 
 def _fetch(source: Store, folder: Path) -> None:
     for name in source.list_names():
-        with source.open_input(name) as stream, (folder / name).open("wb") as file:
-            shutil.copyfileobj(stream, file, CHUNK_BYTES)
+        source.download(folder / name, name)
 
 
 def _sync(folder: Path) -> None:

@@ -13,6 +13,7 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
+from pipeline.claim import Claim
 from pipeline.errors import SpecError
 from pipeline.outcome import Outcome, Stopwatch
 from pipeline.progress import Progress, silent
@@ -61,7 +62,8 @@ def tune_job(
 ) -> CampaignOutcome:
     """Run a campaign, or what is left of it; train, score and register its winner.
 
-    Raises: AtelierError; the campaign's MLflow run is then FAILED, or KILLED when the user stopped it.
+    Raises: AtelierError; the campaign's MLflow run is then FAILED, or KILLED when the user stopped it. RunBusyError
+    where another process has this campaign, which is left alone.
     """
     from pipeline.data.prepare import prepare
 
@@ -91,34 +93,38 @@ def tune_job(
                 progress("extractor", 0, None, "a small network whose features measure samples")
                 find_extractors(campaign.base, prepared)
         ledger = Ledger(store, campaign_key(store, campaign.spec.name, _identity(campaign, prepared)))
-        run_id = start_or_continue_run(
-            tracking,
-            campaign.spec.name,
-            ledger.key,
-            ledger.key,
-            {"atelier.campaign": ledger.key, "atelier.prepared": prepared.key},
-            ledger.state().get("run_id"),
-        )
-        ledger.update(status="running", run_id=run_id, campaign=campaign.spec.model_dump(mode="json"))
-        recorder = RunRecorder(tracking.uri, run_id)
-        try:
-            outcome = _campaign(
-                campaign, store, prepared, tracking, run_id, ledger, recorder, slots, progress, address, watch
+        with Claim(ledger.store, progress) as claim:
+            if (state := ledger.state()).get("status") == "finished":  # by the one that was waited for
+                return CampaignOutcome(**state["outcome"])
+            run_id = start_or_continue_run(
+                tracking,
+                campaign.spec.name,
+                ledger.key,
+                ledger.key,
+                {"atelier.campaign": ledger.key, "atelier.prepared": prepared.key},
+                state.get("run_id"),
             )
-        except BaseException as error:  # the edge of the campaign: recorded whatever it was, and raised
-            status: Literal["KILLED", "FAILED"] = (
-                "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
-            )
-            for trial in ledger.trials():
-                if trial.status == "running" and trial.run_id is not None:
-                    with only_logged():
-                        RunRecorder(tracking.uri, trial.run_id).finish(status)
-            with only_logged():
-                recorder.finish(status)
-            raise
-    recorder.finish("FINISHED")
-    outcome.seconds = watch.with_total()
-    ledger.update(status="finished", outcome=vars(outcome))
+            ledger.update(status="running", run_id=run_id, campaign=campaign.spec.model_dump(mode="json"))
+            recorder = RunRecorder(tracking.uri, run_id)
+            try:
+                outcome = _campaign(
+                    campaign, store, prepared, tracking, run_id, ledger, recorder, slots, progress, address, watch
+                )
+            except BaseException as error:  # the edge of the campaign: recorded whatever it was, and raised
+                claim.check()  # its MLflow runs are another's now
+                status: Literal["KILLED", "FAILED"] = (
+                    "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit) else "FAILED"
+                )
+                for trial in ledger.trials():
+                    if trial.status == "running" and trial.run_id is not None:
+                        with only_logged():
+                            RunRecorder(tracking.uri, trial.run_id).finish(status)
+                with only_logged():
+                    recorder.finish(status)
+                raise
+            recorder.finish("FINISHED")
+            outcome.seconds = watch.with_total()
+            ledger.update(status="finished", outcome=vars(outcome))
     return outcome
 
 

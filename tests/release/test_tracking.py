@@ -4,6 +4,7 @@ import json
 import os
 import pickle
 import sqlite3
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 from tiny_bundles import tiny_spec
 
 from pipeline.errors import TrackingError
+from pipeline.release import recorder as recorders
 from pipeline.release.recorder import RunRecorder
 from pipeline.release.tracking import (
     Tracking,
@@ -193,6 +195,43 @@ def test_a_batch_is_tried_once_and_at_the_end_some_times_more(
     assert seen == [("0", "10"), ("4", "300")]
     assert "MLFLOW_HTTP_REQUEST_MAX_RETRIES" not in os.environ
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "300"
+
+
+def test_who_connects_at_the_end_is_as_patient(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    def look(uri: str, tries: int) -> Any:
+        seen.append(tries)
+        return connect(uri, tries=tries)
+
+    monkeypatch.setattr(recorders, "connect", look)
+    recorder = RunRecorder(tracking.uri, start(tracking, "late"))
+    recorder._waiting.append(("train/loss", 1.0, 0, 1))
+    recorder.close()
+    assert seen == [5]
+
+
+def test_other_requests_have_the_tries_that_the_user_set(tracking: Tracking, monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow import MlflowClient
+
+    hangs, answers, seen = threading.Event(), threading.Event(), []
+
+    def hang(*_: Any, **__: Any) -> None:
+        hangs.set()
+        assert answers.wait(30)
+
+    def look(*_: Any, **__: Any) -> None:
+        seen.append((os.environ.get("MLFLOW_HTTP_REQUEST_MAX_RETRIES"), answers.is_set()))
+
+    monkeypatch.setattr(MlflowClient, "log_batch", hang)
+    monkeypatch.setattr(MlflowClient, "set_tag", look)
+    recorder = RunRecorder(tracking.uri, start(tracking, "patience"), send_every_seconds=0.01)
+    recorder.log_metrics({"train/loss": 1.0}, 1)
+    assert hangs.wait(30)
+    threading.Timer(0.3, answers.set).start()
+    recorder.log_tags({"a": 1})
+    assert seen == [(None, True)]
+    recorder.close()
 
 
 def test_another_process_sends_what_one_could_not_and_nothing_twice(tracking: Tracking) -> None:

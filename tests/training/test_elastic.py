@@ -130,6 +130,11 @@ def test_a_notice_is_answered_at_once_and_shortly_before_the_deadline(monkeypatc
     assert asked.hear() is Wish.NONE
     asked.notice, asked.deadline = PreemptionInfo(1_060_000, {"b": [1]}), 1060.0
     assert asked.hear() is Wish.SAVE
+    heard, asked.notice = asked.notice, PreemptionInfo(1_060_000, {"b": [1], "c": [2]})
+    asked.obeyed(Wish.SAVE, Position(6))
+    assert asked.hear() is Wish.SAVE, "the checkpoint was begun before this notice came"
+    asked.notice = heard
+    asked.hear()
     asked.obeyed(Wish.SAVE, Position(7))
     assert asked.hear() is Wish.NONE
     now = 1060.0 - LEAST_MARGIN_SECONDS

@@ -103,7 +103,10 @@ def test_a_worker_that_was_killed_ran_out_of_memory_where_the_kernel_says_so(
 ) -> None:
     error = raised(of_worker(died(BY_SIGKILL)), tmp_path, monkeypatch, ended_here=1)
     assert isinstance(error, OutOfMemoryError)
-    assert str(error).startswith("worker 1: memory ran out, and the kernel ended it; set training.micro_batch to auto")
+    assert str(error).startswith(
+        "worker 1: its process ended without a word, and the driver's machine has ended 1 for want of memory since the "
+        "training began, most likely that one; set training.micro_batch to auto"
+    )
 
 
 def test_a_worker_that_was_killed_by_no_one_knows_whom_is_not_said_to_have_run_out_of_memory(

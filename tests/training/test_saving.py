@@ -196,7 +196,7 @@ class Server:
 @pytest.fixture
 def server(monkeypatch: pytest.MonkeyPatch) -> Server:
     server = Server()
-    monkeypatch.setattr(recording, "connect", lambda uri: server)
+    monkeypatch.setattr(recording, "connect", lambda uri, tries: server)
     monkeypatch.setattr(recording, "_system_monitors", lambda: [])
     return server
 

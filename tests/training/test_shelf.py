@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 
+from pipeline import storage
 from pipeline.errors import CheckpointError, StorageError
 from pipeline.progress import silent
 from pipeline.storage import Store, open_store
@@ -260,7 +261,7 @@ def test_an_upload_that_fails_once_is_tried_again(bucket: Store, monkeypatch: py
 
 
 def test_a_store_that_does_not_answer_for_a_while_is_asked_again(
-    bucket: Store, monkeypatch: pytest.MonkeyPatch
+    bucket: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = spec_of(report_every=1)
     train_in_process(spec, prepared_in_memory(spec), bucket, RUN, None, None, silent)
@@ -280,13 +281,27 @@ def test_a_store_that_does_not_answer_for_a_while_is_asked_again(
 
     monkeypatch.setattr(shelves, "PAUSES_SECONDS", (0.0, 0.0))
     failing("list_names", 2)
-    failing("open_input", 2)
+    copy = storage.shutil.copyfileobj
+
+    def broken_off(*arguments: Any) -> None:
+        if failures.count("copy") < 2:
+            failures.append("copy")
+            raise OSError("the connection was closed")
+        copy(*arguments)
+
+    monkeypatch.setattr(storage.shutil, "copyfileobj", broken_off)
     shelf = Shelf(bucket.child("training", RUN), 2)
     assert shelf.find().step == 6
     with shelf.opened(6) as folder:
         assert folder is not None
         verify(folder)
-    assert failures == ["list_names"] * 2 + ["open_input"] * 2
+        fetched = shutil.copytree(folder, tmp_path / "fetched")
+    assert failures == ["list_names"] * 2 + ["copy"] * 2
+    failing("list_names", 2)
+    shelf.clear()
+    failing("list_names", 2)
+    shelf.put(8, lambda folder: shutil.copytree(fetched, folder))
+    assert shelf.steps() == [6, 8]
     failing("list_names", 3)
     with pytest.raises(StorageError, match="does not answer"):
         shelf.find()
