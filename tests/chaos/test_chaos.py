@@ -81,7 +81,7 @@ def test_a_case_that_did_not_come_through_goes_on_in_another_storage_and_is_coun
 
     clock = iter([0.0, 0.0, 30.0, 60.0, 60.0])
     monkeypatch.setattr(soaking, "Trial", BreaksAtFirst)
-    monkeypatch.setattr(soaking, "RayNodes", contextlib.nullcontext)
+    monkeypatch.setattr(soaking, "RayNodes", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr(soaking, "time", SimpleNamespace(monotonic=lambda: next(clock)))
     told = soaking.soak([CASE], 1, SEED, 1.0, 1, print)
     assert told == {"seed": SEED, "rounds": 3, "kills": 2, "faults": 1, "minutes": 1.0}
@@ -100,7 +100,7 @@ def test_kills_for_which_a_run_was_too_short_are_made_up_for(monkeypatch: pytest
             return {"kills": ["of a worker"] * min(count, 2), "faults": []}
 
     monkeypatch.setattr(soaking, "Trial", SuffersTwoAtMost)
-    monkeypatch.setattr(soaking, "RayNodes", contextlib.nullcontext)
+    monkeypatch.setattr(soaking, "RayNodes", lambda **_: contextlib.nullcontext())
     told = soaking.soak([CASE, "another"], 7, SEED, 0.0, 1, print)
     assert (told["rounds"], told["kills"], told["faults"]) == (2, 7, 0) and asked == [4, 3, 2, 1]
     monkeypatch.setattr(SuffersTwoAtMost, "run", lambda *_: {"kills": [], "faults": []})
