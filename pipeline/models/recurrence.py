@@ -25,12 +25,6 @@ class _InShards(nn.Module):
         return _of_copies(self, x, state)
 
 
-class _LSTMInShards(_InShards, nn.LSTM): ...  # type: ignore[misc]
-
-
-class _GRUInShards(_InShards, nn.GRU): ...  # type: ignore[misc]
-
-
 def put_in_shards(layer: nn.LSTM | nn.GRU) -> None:
     """From now on the layer's parameters are others in every pass, put together from shards.
 
@@ -38,7 +32,8 @@ def put_in_shards(layer: nn.LSTM | nn.GRU) -> None:
     What is put together from shards arrives in the old one, and on a GPU such a layer computed for ever with the
     weights of its first step. It is still called as a module, since that is what puts its parameters together.
     """
-    layer.__class__ = _LSTMInShards if isinstance(layer, nn.LSTM) else _GRUInShards  # as `fully_shard` does itself
+    kind = type(layer)
+    layer.__class__ = type(f"{kind.__name__}InShards", (_InShards, kind), {})  # as `fully_shard` does itself
 
 
 # Not traced by the compiler, as PyTorch's own layers are not; this decorator imports the compiler when it is called.

@@ -13,14 +13,20 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from pipeline.spec import make_spec
 from pipeline.training import shared_memory
 from pipeline.training.session import Session
 from tests.conftest import prepared_in_memory
-from tests.saved_checkpoints import local_checkpoints
-from tests.training.parity_cases import ACCUMULATED, ROLLED, THAWING, SavedByOne, save_end, spec_of
+from tests.training.parity_cases import (
+    ACCUMULATED,
+    ROLLED,
+    THAWING,
+    SavedByOne,
+    assert_same_trainings,
+    save_end,
+    spec_of,
+)
 from tests.training.two_processes import run_in_others
 
 DEVICE = os.environ.get("ATELIER_TEST_DEVICE", "cuda")
@@ -66,14 +72,4 @@ def trained_by_two(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_two_ranks_equal_one(case: str, trained_by_two: Path, tmp_path: Path) -> None:
     whole = case.removeprefix(ACCUMULATED)
     _train(whole, 0, 1, tmp_path)
-    one, two = load_file(tmp_path / f"{whole}-1.safetensors"), load_file(trained_by_two / f"{case}-2.safetensors")
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
-    ones, twos = local_checkpoints(tmp_path / f"{whole}-1"), local_checkpoints(trained_by_two / f"{case}-2")
-    assert [folder.name for folder in ones] == [folder.name for folder in twos] != []
-    for file in sorted(ones[-1].glob("*.safetensors")):
-        expected, seen = load_file(file), load_file(twos[-1] / file.name)
-        assert expected.keys() == seen.keys()
-        for name, value in expected.items():
-            torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)
+    assert_same_trainings(tmp_path / f"{whole}-1", trained_by_two / f"{case}-2")

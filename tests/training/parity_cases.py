@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
+import torch
+from safetensors.torch import load_file, save_file
 
 from pipeline.spec import RunSpec, make_spec
 from pipeline.training.checkpoint import Position
@@ -13,6 +14,7 @@ from pipeline.training.in_process import LocalHooks
 from pipeline.training.session import Session
 from pipeline.training.steps import Stepper
 from tests.conftest import MODALITIES, cell_spec, gan_with_options, lane_spec, window_spec
+from tests.saved_checkpoints import local_checkpoints
 
 STEPS = 20
 CASES = ["vae-image", "vae-text", "gan-audio", "gan-text", "rnn-image", "rnn-carried", "rnn-windows"]
@@ -102,3 +104,18 @@ def save_end(session: Session, path: Path) -> None:
         tensors = {**weights, **{f"carry{i}": part for i, part in enumerate(carry)}}
         path.parent.mkdir(exist_ok=True)
         save_file({name: value.clone().contiguous() for name, value in tensors.items()}, path)
+
+
+def assert_same_trainings(one: Path, two: Path) -> None:
+    """That two trainings of `SavedByOne`, which saved into these folders, ended alike (`save_end`, beside the folder),
+    and left the same checkpoints: the same files, keys and shapes, and numbers, the optimiser's among them."""
+    ones, twos = local_checkpoints(one), local_checkpoints(two)
+    assert [folder.name for folder in ones] == [folder.name for folder in twos] != []
+    pairs = [(Path(f"{one}.safetensors"), Path(f"{two}.safetensors"))]
+    for ours, theirs in zip(ones, twos, strict=True):
+        pairs += [(file, theirs / file.name) for file in sorted(ours.glob("*.safetensors"))]
+    for ours, theirs in pairs:
+        expected, seen = load_file(ours), load_file(theirs)
+        assert expected.keys() == seen.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import weakref
+from contextlib import nullcontext
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
@@ -18,7 +20,16 @@ from pipeline.training.session import Session
 from tests.conftest import prepared_in_memory
 from tests.made_once import made_once
 from tests.saved_checkpoints import local_checkpoints
-from tests.training.parity_cases import ROLLED, SINGLE, STOPPED, THAWING, SavedByOne, save_end, spec_of
+from tests.training.parity_cases import (
+    ROLLED,
+    SINGLE,
+    STOPPED,
+    THAWING,
+    SavedByOne,
+    assert_same_trainings,
+    save_end,
+    spec_of,
+)
 from tests.training.two_processes import run_in_others
 
 IN_BLOCKS = "in-blocks:"
@@ -43,22 +54,20 @@ def _spec(case: str, sharding: str) -> RunSpec:
 def _train(case: str, rank: int, world_size: int, folder: Path, resume_from: Path | None = None) -> None:
     torch.set_default_dtype(torch.float32 if case.startswith(SINGLE) else torch.float64)
     least, sharding.LEAST_PARAMETERS = sharding.LEAST_PARAMETERS, 0 if IN_BLOCKS in case else 10**9
-    flatten = nn.RNNBase.flatten_parameters
+    moves = mock.patch.object(nn.RNNBase, "flatten_parameters", _moved) if FLATTENED in case else nullcontext()
     try:
-        if FLATTENED in case:
-            nn.RNNBase.flatten_parameters = _moved  # type: ignore[method-assign]
         spec = _spec(case, "fsdp" if world_size > 1 else "none")
         prepared = prepared_in_memory(spec)
         session = Session(spec, prepared, rank=rank, world_size=world_size, resume_from=resume_from)
         hooks = SavedByOne(spec, folder / f"{case}-{world_size}" if rank == 0 else None)
-        session.run(hooks)
+        with moves:
+            session.run(hooks)
         if world_size > 1:
             _look_at_what_is_held(session)
         save_end(session, folder / f"{case}-{world_size}.safetensors")
     finally:
         torch.set_default_dtype(torch.float32)
         sharding.LEAST_PARAMETERS = least
-        nn.RNNBase.flatten_parameters = flatten  # type: ignore[method-assign]
 
 
 def _moved(layer: nn.RNNBase) -> None:
@@ -107,19 +116,7 @@ def trained_in_shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("case", CASES)
 def test_two_workers_with_shards_equal_one(case: str, trained_in_shards: Path, tmp_path: Path) -> None:
     _train(case, 0, 1, tmp_path)
-    one, two = load_file(tmp_path / f"{case}-1.safetensors"), load_file(trained_in_shards / f"{case}-2.safetensors")
-    assert one.keys() == two.keys()
-    for name, value in one.items():
-        torch.testing.assert_close(two[name], value, rtol=0, atol=1e-5)
-    # Checkpoints too: the same files, keys and shapes, and numbers, the optimiser's among them.
-    ones, twos = local_checkpoints(tmp_path / f"{case}-1"), local_checkpoints(trained_in_shards / f"{case}-2")
-    assert [folder.name for folder in ones] == [folder.name for folder in twos]
-    for whole, gathered in zip(ones, twos, strict=True):
-        for file in sorted(whole.glob("*.safetensors")):
-            expected, seen = load_file(file), load_file(gathered / file.name)
-            assert expected.keys() == seen.keys()
-            for name, value in expected.items():
-                torch.testing.assert_close(seen[name], value, rtol=0, atol=1e-5)
+    assert_same_trainings(tmp_path / f"{case}-1", trained_in_shards / f"{case}-2")
 
 
 @pytest.mark.parametrize("case", RESUMED)
